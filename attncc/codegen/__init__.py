@@ -1,0 +1,1 @@
+"""Prints a Plan as a readable Triton module."""

@@ -1,0 +1,1 @@
+"""The expression language and the attention graph."""

@@ -1,0 +1,1 @@
+"""Passes: graph in, graph out, ending in a Plan."""

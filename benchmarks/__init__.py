@@ -1,0 +1,1 @@
+"""Benchmarks and evidence, run by hand or through the Makefile."""

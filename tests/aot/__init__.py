@@ -1,0 +1,1 @@
+"""Tests that compile for named GPUs without one; they must not see TRITON_INTERPRET."""

@@ -1,0 +1,1 @@
+"""Tests that run generated kernels under Triton's interpreter; they need TRITON_INTERPRET=1."""
