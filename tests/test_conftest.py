@@ -1,0 +1,36 @@
+"""The fixtures of conftest.py do what tests rely on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import Golden
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_fresh_memory_is_poison() -> None:
+    like = torch.ones(3)
+    fresh = [torch.empty(3), torch.empty_like(like), like.new_empty(3), torch.empty(3, dtype=torch.bfloat16)]
+    assert all(tensor.isnan().all() for tensor in fresh)
+    assert (torch.empty(3, dtype=torch.int32) == torch.iinfo(torch.int32).min).all()
+
+
+def test_poison_ends_with_its_test() -> None:
+    assert torch.empty.__module__ != __name__
+    assert "new_empty" not in vars(torch.Tensor)
+
+
+def test_golden_agrees(golden: Golden) -> None:
+    golden("one\ntwo\n")
+
+
+def test_golden_shows_the_difference(golden: Golden, tmp_path) -> None:
+    golden.stem = tmp_path / "text"
+    golden.update = True
+    golden("one\ntwo\n")
+    golden.update = False
+    with pytest.raises(pytest.fail.Exception, match=r"-two\n\+three"):
+        golden("one\nthree\n")
+    with pytest.raises(pytest.fail.Exception, match="missing"):
+        golden("one\n", "other")
