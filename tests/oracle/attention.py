@@ -1,0 +1,114 @@
+"""Dense attention from the JSON form of a spec: float64 for truth, the tensors' own dtype for error levels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.oracle.masks import Indices, Inputs, Spec, concrete, dense_mask, indices
+
+
+def attention(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> dict[str, Tensor]:
+    """Attention in float64, differentiable in q, k, v and every floating-point run-time input.
+
+    q ``[B, Hq, Nq, D]``, k ``[B, Hk, Nk, D]``, v ``[B, Hv, Nk, Dv]``; ``inputs`` holds gate, relative_bias,
+    alibi_slopes and the mask's tables, as the spec needs. Returns output ``[B, Hq, Nq, Dv]`` and lse ``[B, Hq, Nq]``
+    (natural log; absent for a pointwise normalizer). A row with no key has output 0 before the gate, lse -inf and zero
+    gradients. Gradients arrive in the dtype of the leaf: pass float64 leaves for float64 gradients. A null axis is
+    inferred from the tensors where each grid has at most one; otherwise pass `concrete(spec, lengths)`.
+    """
+    return _dense(spec, q, k, v, inputs, torch.float64)
+
+
+def dense_in_dtype(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> dict[str, Tensor]:
+    """The same formula with every intermediate in the dtype of q: the error a plain dense implementation makes."""
+    return _dense(spec, q, k, v, inputs, q.dtype)
+
+
+def _dense(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
+    spec = _with_lengths(spec, q.shape[2], k.shape[2])
+    q, k, v = (_per_query_head(x.to(dtype), spec["heads"]) for x in (q, k, v))
+    allowed = torch.from_numpy(dense_mask(spec, inputs, len(q))).to(q.device)
+    weights, lse = _normalize(spec.get("normalizer", {"kind": "softmax"}), _scores(spec, q, k, inputs), allowed)
+    return {"output": _gate(spec.get("gate"), weights @ v, inputs)} | lse
+
+
+def _with_lengths(spec: Spec, nq: int, nk: int) -> Spec:
+    lengths = []
+    for axes, size in ((spec["tokens"], nq), (spec.get("key_tokens") or [], nk)):
+        if None in axes:
+            lengths.append(size // math.prod(n for n in axes if n is not None))
+    return concrete(spec, lengths)
+
+
+def _per_query_head(x: Tensor, heads: int) -> Tensor:
+    """Head j of ``x`` serves the query heads h with h // (heads / x's heads) == j."""
+    return x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _scores(spec: Spec, q: Tensor, k: Tensor, inputs: Inputs) -> Tensor:
+    steps = list(spec.get("scores", []))
+    scale = steps.pop(0)["value"] if steps and steps[0]["kind"] == "scale" else spec["head_dim"] ** -0.5
+    s = q @ k.mT * scale
+    at = indices(spec, len(q))
+    for step in steps:
+        match step["kind"]:
+            case "softcap":
+                s = step["cap"] * torch.tanh(s / step["cap"])
+            case "alibi":
+                s = s - _alibi(step, spec["heads"], at, inputs, s.device).to(s.dtype)
+            case "relative_bias":
+                s = s + _relative_bias(step, at, inputs, s.device).to(s.dtype)
+            case kind:
+                raise ValueError(f"score map {kind!r} is unknown, or not in its place")
+    return s
+
+
+def _alibi(step: Spec, heads: int, at: Indices, inputs: Inputs, device: torch.device) -> Tensor:
+    """slope * distance, ``[H, Nq, Nk]``; the last query stands on the last key."""
+    distance = np.abs(at["q"] + at["nk"] - at["nq"] - at["k"])[0]
+    slopes = inputs["alibi_slopes"] if step.get("trainable") else step.get("slopes") or alibi_slopes(heads)
+    return torch.as_tensor(slopes, device=device).double().view(-1, 1, 1) * torch.from_numpy(distance).to(device)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """The standard slopes: geometric for a power of two, else completed by every other slope of twice that power."""
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (h + 1) / power) for h in range(power)]
+    return slopes if power == heads else slopes + alibi_slopes(2 * power)[0::2][: heads - power]
+
+
+def _relative_bias(step: Spec, at: Indices, inputs: Inputs, device: torch.device) -> Tensor:
+    """table[h, k - q per axis, clipped to the extent], ``[H, Nq, Nk]``."""
+    table = inputs[step.get("table", "relative_bias")]
+    offsets = [(e - 1, at[f"k{axis}"] - at[f"q{axis}"]) for axis, e in enumerate(step["extent"])]
+    index = [torch.from_numpy(np.clip(offset, -far, far)[0, 0] + far).to(device) for far, offset in offsets]
+    return table[(slice(None), *index)]
+
+
+def _normalize(normalizer: Spec, s: Tensor, allowed: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weights, 0 where not allowed, and as ``lse`` the log of the softmax denominator."""
+    match normalizer["kind"]:
+        case "sigmoid":
+            return torch.sigmoid(s + normalizer.get("bias", 0.0)).masked_fill(~allowed, 0.0), {}
+        case "relu":
+            return torch.relu(s).masked_fill(~allowed, 0.0), {}
+        case "softmax":
+            # The softmax of -inf alone is NaN, so an empty row keeps its finite scores and is erased afterwards;
+            # that stops its gradients too.
+            empty = ~allowed.any(dim=-1, keepdim=True)
+            s = s.masked_fill(~(allowed | empty), -torch.inf)
+            weights = torch.softmax(s, dim=-1).masked_fill(~allowed, 0.0)
+            return weights, {"lse": torch.logsumexp(s, dim=-1).masked_fill(empty[..., 0], -torch.inf)}
+    raise ValueError(f"normalizer {normalizer['kind']!r} is unknown")
+
+
+def _gate(gate: Spec | None, output: Tensor, inputs: Inputs) -> Tensor:
+    if gate is None:
+        return output
+    g = inputs["gate"].to(output.dtype)
+    activated = {"sigmoid": torch.sigmoid(g), "silu": g * torch.sigmoid(g)}[gate["activation"]]
+    return {"multiply": output * activated, "add": output + activated}[gate["mode"]]

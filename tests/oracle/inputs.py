@@ -1,0 +1,58 @@
+"""Random tensors and run-time inputs for any spec."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.oracle.masks import Spec, concrete, table_axes
+
+
+def random_inputs(
+    spec: Spec, batch: int, seed: int, dtype: torch.dtype, lengths: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """(q, k, v, inputs): fresh tensors and every run-time input that ``spec`` names.
+
+    ``lengths`` gives one length per null axis (see `concrete`). Integer tables are int32 runs of labels, sorted for
+    some seeds and not for others; tables of biases and slopes are float32, or float64 where dtype is.
+    """
+    rng = np.random.default_rng(seed)
+    spec = concrete(spec, lengths or ())
+    heads, head_dim = spec["heads"], spec["head_dim"]
+    key_heads, value_dim = spec.get("key_heads") or heads, spec.get("value_dim") or head_dim
+    size = {"b": batch, "h": heads, "q": math.prod(spec["tokens"]), "k": math.prod(spec["key_tokens"])}
+
+    def normal(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(rng.standard_normal(shape)).to(dtype)
+
+    q = normal((batch, heads, size["q"], head_dim), dtype)
+    k = normal((batch, key_heads, size["k"], head_dim), dtype)
+    v = normal((batch, spec.get("value_heads") or key_heads, size["k"], value_dim), dtype)
+    v = v + 0.5  # with values of mean zero, a wrong denominator would hardly show
+    inputs = {
+        name: torch.from_numpy(_label_runs(rng, [size[axis] for axis in axes]))
+        for name, axes in dict(table_axes(spec.get("mask", {"kind": "full"}))).items()
+    }
+    table_dtype = torch.promote_types(dtype, torch.float32)
+    for step in spec.get("scores", []):
+        if step["kind"] == "relative_bias":
+            shape = (heads, *(2 * extent - 1 for extent in step["extent"]))
+            inputs[step.get("table", "relative_bias")] = normal(shape, table_dtype)
+        if step["kind"] == "alibi" and step.get("trainable"):
+            inputs["alibi_slopes"] = normal((heads,), table_dtype).abs()
+    if gate := spec.get("gate"):
+        gate_heads = 1 if gate["granularity"] == "shared" else heads
+        gate_dim = 1 if gate["granularity"] == "headwise" else value_dim
+        inputs["gate"] = normal((batch, gate_heads, size["q"], gate_dim), dtype)
+    return q, k, v, inputs
+
+
+def _label_runs(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+    """About five runs along the last axis: labels ascending as in packed documents, or out of order and recurring."""
+    run = np.cumsum(rng.random(shape) < 4 / shape[-1], axis=-1)
+    label = np.arange(shape[-1] + 1) if rng.random() < 0.5 else rng.integers(0, 4, size=shape[-1] + 1)
+    return (label[run] + 1).astype(np.int32)  # never 0: a predicate may divide by a table
