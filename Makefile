@@ -4,7 +4,7 @@ WORKERS ?= 2
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip --quiet --disable-pip-version-check --no-input
+PIP    := $(PY) -m pip -qq --disable-pip-version-check --no-input
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -n $(WORKERS)
 NATIVE := env -u TRITON_INTERPRET
 MADE   := $(VENV)/.made

@@ -36,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    terminalreporter.write_line(f"repeat with --hypothesis-seed={config.getoption('hypothesis_seed')}")
+    if seed := config.getoption("hypothesis_seed", None):
+        terminalreporter.write_line(f"repeat with --hypothesis-seed={seed}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,7 @@
+"""The faults. Each is a mistake of an ordinary day, and names the tests that are there to notice it."""
+
+from __future__ import annotations
+
+from tests.faults.runner import Fault
+
+FAULTS: tuple[Fault, ...] = ()
