@@ -1,0 +1,88 @@
+"""The array functions that the value interpretation needs, for numpy and for torch: one small adapter each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, Callable
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """An array library. `minimum`, `maximum` and `where` accept Python numbers on either side."""
+
+    name: str
+    minimum: Callable[[Any, Any], Any]
+    maximum: Callable[[Any, Any], Any]
+    where: Callable[[Any, Any, Any], Any]
+    exp: Callable[[Any], Any]
+    log: Callable[[Any], Any]
+    sqrt: Callable[[Any], Any]
+    tanh: Callable[[Any], Any]
+    sigmoid: Callable[[Any], Any]
+    softplus: Callable[[Any], Any]
+    erf: Callable[[Any], Any]
+    absolute: Callable[[Any], Any]
+    logical_not: Callable[[Any], Any]
+    power: Callable[[Any, Any], Any]
+    to_float: Callable[[Any], Any]
+
+
+@lru_cache
+def numpy_arrays() -> Arrays:
+    """numpy, imported when first used; integers are int64, floats float64."""
+    import numpy as np
+
+    def sigmoid(x: Any) -> Any:
+        small = np.exp(-np.abs(x))
+        return np.where(np.asarray(x) >= 0, 1.0, small) / (1.0 + small)
+
+    return Arrays(
+        "numpy", np.minimum, np.maximum, np.where, np.exp, np.log, np.sqrt, np.tanh, sigmoid,
+        lambda x: np.logaddexp(0.0, x), np.vectorize(math.erf, otypes=[float]), np.abs, np.logical_not, np.power,
+        lambda x: np.asarray(x, dtype=np.float64),
+    )  # fmt: skip
+
+
+@lru_cache
+def torch_arrays(dtype: Any = None) -> Arrays:
+    """torch on whatever device the operands are; integers become floats of `dtype` (float64 unless told)."""
+    import torch
+
+    def unary(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda x: function(x if isinstance(x, torch.Tensor) else torch.tensor(x))
+
+    return Arrays(
+        "torch", _bound(torch, "min"), _bound(torch, "max"), _where(torch),
+        unary(torch.exp), unary(torch.log), unary(torch.sqrt), unary(torch.tanh), unary(torch.sigmoid),
+        unary(lambda x: torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))),
+        unary(torch.erf), abs, unary(torch.logical_not), torch.pow,
+        lambda x: x.to(dtype or torch.float64) if isinstance(x, torch.Tensor) else float(x),
+    )  # fmt: skip
+
+
+def _bound(torch: ModuleType, side: str) -> Callable[[Any, Any], Any]:
+    pairwise, clamp = (torch.minimum, "max") if side == "min" else (torch.maximum, "min")
+    scalar = min if side == "min" else max
+
+    def bound(a: Any, b: Any) -> Any:
+        a_is, b_is = isinstance(a, torch.Tensor), isinstance(b, torch.Tensor)
+        if a_is and b_is:
+            return pairwise(a, b)
+        if a_is or b_is:
+            tensor, number = (a, b) if a_is else (b, a)
+            return tensor.clamp(**{clamp: number})
+        return scalar(a, b)
+
+    return bound
+
+
+def _where(torch: ModuleType) -> Callable[[Any, Any, Any], Any]:
+    def where(condition: Any, a: Any, b: Any) -> Any:
+        if not isinstance(condition, torch.Tensor):
+            return a if condition else b
+        return torch.where(condition, a, b)
+
+    return where

@@ -1,0 +1,200 @@
+"""The attention graph: immutable, hash-consed nodes over one op enum. A pass takes a graph and gives a graph.
+
+    scores = scale * q k^T  ->  maps  ->  mask  ->  weights  ->  combine with v  ->  gate
+
+What each op takes and gives, and which attributes it must carry at which stage, stands in `SIGNATURES` and `STAGES`;
+`attncc.ir.verify` holds graphs to it. Any number of these chains may share inputs and meet in one graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Callable, Union
+
+from attncc.ir.expr import Expr, Kind, Table
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+Attr = Union[int, float, str, bool, None, Expr, "Graph", "tuple[Any, ...]"]
+
+
+class GraphOp(str, Enum):
+    """The vocabulary of attention graphs."""
+
+    INPUT = "input"  # a tensor of the caller: q, k, v, a gate's logits, a table; or a constant table with its values
+    VIEW = "view"  # how a kernel addresses a tensor: TMA box or row pointers
+    SCORES = "scores"  # scale * q k^T
+    MAP = "map"  # s -> f(s, b, h, q, k, tables)
+    MASK = "mask"  # keeps the scores of the pairs where the predicate holds
+    WEIGHTS = "weights"  # scores -> weights, by a normalizer's row class and weight
+    COMBINE = "combine"  # weights @ v
+    LSE = "lse"  # natural log of a softmax row's whole denominator
+    GATE = "gate"  # o -> f(o, g)
+    KERNEL = "kernel"  # a fused region, one launch; its body is a graph
+    PICK = "pick"  # one result of a kernel
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Value types an op takes (a final "tables" stands for any number of tensors) and the one it gives."""
+
+    takes: tuple[str, ...]
+    gives: str
+
+
+SIGNATURES: dict[GraphOp, Signature] = {
+    GraphOp.INPUT: Signature((), "tensor"),
+    GraphOp.VIEW: Signature(("tensor",), "tensor"),
+    GraphOp.SCORES: Signature(("tensor", "tensor"), "scores"),
+    GraphOp.MAP: Signature(("scores", "tables"), "scores"),
+    GraphOp.MASK: Signature(("scores", "tables"), "scores"),
+    GraphOp.WEIGHTS: Signature(("scores",), "weights"),
+    GraphOp.COMBINE: Signature(("weights", "tensor"), "rows"),
+    GraphOp.LSE: Signature(("weights",), "lse"),
+    GraphOp.GATE: Signature(("rows", "tensor"), "rows"),
+    GraphOp.KERNEL: Signature(("tables",), "results"),
+    GraphOp.PICK: Signature(("results",), "rows"),
+}
+
+
+class Stage(str, Enum):
+    """How far a graph has come. Stages differ only in which ops are legal and which attributes these must carry."""
+
+    LOWERED = "lowered"  # as the spec says it
+    ORDERED = "ordered"  # coordinates are those of a token order; congruences are gone from the masks
+    CANONICAL = "canonical"  # masks are bands per axis and a residual
+    FUSED = "fused"  # kernels with bodies
+    PLANNED = "planned"  # kernels with tiles, views, block-mask form, warps and stages
+
+
+_CORE: dict[GraphOp, frozenset[str]] = {
+    GraphOp.INPUT: frozenset({"name", "dtype", "shape"}),
+    GraphOp.SCORES: frozenset({"scale"}),
+    GraphOp.MAP: frozenset({"value"}),
+    GraphOp.MASK: frozenset({"predicate"}),
+    GraphOp.WEIGHTS: frozenset({"row_class", "weight"}),
+    GraphOp.COMBINE: frozenset(),
+    GraphOp.LSE: frozenset(),
+    GraphOp.GATE: frozenset({"value"}),
+}
+_CANONICAL = {**_CORE, GraphOp.MASK: frozenset({"bands", "residual"})}
+_FUSED = {
+    GraphOp.INPUT: _CORE[GraphOp.INPUT],
+    GraphOp.KERNEL: frozenset({"name", "body"}),
+    GraphOp.PICK: frozenset({"result"}),
+}
+_TILED = frozenset({"q_tile", "k_tile", "block_mask", "num_warps", "num_stages", "mask_policy"})
+STAGES: dict[Stage, dict[GraphOp, frozenset[str]]] = {
+    Stage.LOWERED: _CORE,
+    Stage.ORDERED: _CORE,
+    Stage.CANONICAL: _CANONICAL,
+    Stage.FUSED: _FUSED,
+    Stage.PLANNED: {**_FUSED, GraphOp.KERNEL: _FUSED[GraphOp.KERNEL] | _TILED},
+}
+"""Legal ops of each stage with the attributes they must carry; an attribute not named at any stage is illegal."""
+BODIES: dict[Stage, dict[GraphOp, frozenset[str]]] = {
+    Stage.FUSED: _CANONICAL,
+    Stage.PLANNED: {**_CANONICAL, GraphOp.VIEW: frozenset({"address", "box", "axes"})},
+}
+"""The same for the bodies of kernels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One op. Equal nodes are one object; build with `node`."""
+
+    op: GraphOp
+    inputs: tuple[Node, ...]
+    attrs: tuple[tuple[str, Attr], ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.attrs)[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return dict(self.attrs).get(name, default)
+
+    def with_attrs(self, **attrs: Attr) -> Node:
+        """The same op and inputs with attributes added or replaced; None removes one."""
+        merged = {**dict(self.attrs), **attrs}
+        return node(self.op, *self.inputs, **{k: v for k, v in merged.items() if v is not None})
+
+
+_INTERNED: dict[tuple[Any, ...], Node] = {}
+
+
+def node(op: GraphOp, *inputs: Node, **attrs: Attr) -> Node:
+    """The one node with these fields."""
+    items = tuple(sorted(attrs.items()))
+    # Types are part of the key: 1, 1.0 and True are equal to Python and not to us.
+    key = (op, inputs, items, repr([(name, type(value)) for name, value in items]))
+    return _INTERNED.setdefault(key, Node(op, inputs, items))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Named outputs over a token grid.
+
+    `query` and `key` are the grid's axes (None: given at run time). `residues` is the token order: axis a is walked in
+    `residues[a]` classes of equal remainder, coordinates `q0` .. count within a class and `r0` .. name it.
+    """
+
+    query: tuple[int | None, ...]
+    key: tuple[int | None, ...]
+    outputs: tuple[tuple[str, Node], ...]
+    residues: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return len(self.query)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Residue classes of every axis, ones where tokens keep their order."""
+        return self.residues or (1,) * self.rank
+
+    def nodes(self) -> list[Node]:
+        """Every node, inputs before users, each once."""
+        seen: dict[Node, None] = {}
+        stack = [(n, False) for _, n in reversed(self.outputs)]
+        while stack:
+            current, ready = stack.pop()
+            if ready:
+                seen[current] = None
+            elif current not in seen:
+                stack.append((current, True))
+                stack.extend((n, False) for n in reversed(current.inputs))
+        return list(seen)
+
+    def find(self, op: GraphOp) -> list[Node]:
+        """Nodes of one op, in topological order."""
+        return [n for n in self.nodes() if n.op is op]
+
+    def rewrite(self, change: Callable[[Node], Node]) -> Graph:
+        """The graph with `change` applied to every node, inputs first; `change` sees inputs already changed."""
+        done: dict[Node, Node] = {}
+        for n in self.nodes():
+            done[n] = change(node(n.op, *(done[i] for i in n.inputs), **dict(n.attrs)))
+        return replace(self, outputs=tuple((name, done[n]) for name, n in self.outputs))
+
+    def to_networkx(self) -> nx.DiGraph[Node]:
+        """A view for graph algorithms and drawing: edges from inputs to users."""
+        import networkx as nx
+
+        view: nx.DiGraph[Node] = nx.DiGraph()
+        for n in self.nodes():
+            view.add_node(n)
+            view.add_edges_from((i, n) for i in n.inputs)
+        return view
+
+    def __str__(self) -> str:
+        from attncc.ir.graph_text import to_text
+
+        return to_text(self)
+
+
+def table_of(tensor: Node) -> Table:
+    """The table that expressions read from an input node."""
+    kind = Kind.INT if tensor["dtype"] == "int32" else Kind.FLOAT
+    return Table(tensor["name"], kind, tensor["shape"], tensor.get("values"))

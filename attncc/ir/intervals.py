@@ -1,0 +1,54 @@
+"""Interval interpretation: bounds of an expression over a box of coordinates, as a pair of expressions in the same language.
+
+Sound always: whatever the box, `lo <= value <= hi`; for a mask, `lo` true means true on the whole box and `hi` false means false on
+the whole box. Bounds of run-time tables are exact range reductions, so data known only at run time get intervals too.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Mapping
+
+from attncc.ir.expr import Expr, Kind, Op, Table, const, intern, nodes
+from attncc.ir.ops import TABLE, Interval
+
+
+def interval(root: Expr, box: Mapping[str, Interval]) -> Interval:
+    """Bounds of `root` where each variable in `box` ranges between two expressions; other variables are single values."""
+    done: dict[Expr, Interval] = {}
+    for node in nodes(root):
+        done[node] = _bounds(node, [done[a] for a in node.args], box)
+    return done[root]
+
+
+def _bounds(node: Expr, args: list[Interval], box: Mapping[str, Interval]) -> Interval:
+    if node.op is Op.CONST:
+        return node, node
+    if node.op is Op.VAR:
+        return box.get(str(node.value), (node, node))
+    if all(a[0] is a[1] for a in args) and all(a[0] is arg for a, arg in zip(args, node.args)):
+        return node, node
+    if node.op is Op.LOAD:
+        return _load_bounds(node, args)
+    if node.op in (Op.RANGE_MIN, Op.RANGE_MAX):
+        raise ValueError("a range reduction has no interval: take intervals of the original expression")
+    low, high = TABLE[node.op].interval(node, *args)
+    return low, high
+
+
+def _load_bounds(node: Expr, args: list[Interval]) -> Interval:
+    """Range reduction along the one index that varies; with several, what the element type says."""
+    varying = [i for i, a in enumerate(args) if a[0] is not a[1]]
+    assert isinstance(node.value, Table)
+    if len(varying) != 1:
+        return _unbounded(node.kind)
+    axis = varying[0]
+    rest = tuple(a[0] for i, a in enumerate(args) if i != axis)
+    operands = (*rest, *args[axis])
+    low, high = (intern(op, node.kind, operands, (node.value, axis)) for op in (Op.RANGE_MIN, Op.RANGE_MAX))
+    return low, high
+
+
+def _unbounded(kind: Kind) -> Interval:
+    limit = math.inf if kind is Kind.FLOAT else 2**31 - 1
+    return const(-limit), const(limit)

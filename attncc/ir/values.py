@@ -1,0 +1,98 @@
+"""Value interpretation: what an expression means on numpy or torch arrays."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Sequence
+
+from attncc.ir.arrays import Arrays, numpy_arrays
+from attncc.ir.expr import Expr, Op, Table, nodes
+from attncc.ir.ops import TABLE
+
+Env = Mapping[str, Any]
+
+
+def evaluate(root: Expr, env: Env, arrays: Arrays | None = None) -> Any:
+    """Value of `root`: variables and tables are looked up in `env` by name and broadcast as the array library does.
+
+    Raises:
+        KeyError: a variable or table that `env` lacks.
+    """
+    return evaluate_all([root], env, arrays)[0]
+
+
+def evaluate_all(roots: Sequence[Expr], env: Env, arrays: Arrays | None = None) -> list[Any]:
+    """Values of several expressions; what they share is computed once."""
+    xp = arrays or numpy_arrays()
+    done: dict[Expr, Any] = {}
+    for node in nodes(*roots):
+        done[node] = _value(node, [done[a] for a in node.args], env, xp)
+    return [done[root] for root in roots]
+
+
+def _value(node: Expr, args: list[Any], env: Env, xp: Arrays) -> Any:
+    if node.op is Op.CONST:
+        return node.value
+    if node.op is Op.VAR:
+        return env[str(node.value)]
+    if isinstance(node.value, Table):
+        return _gather(env[node.value.name], args, xp)
+    if isinstance(node.value, tuple):
+        return _range(node, args, env, xp)
+    return TABLE[node.op].value(xp, *args)
+
+
+def _gather(table: Any, index: list[Any], xp: Arrays) -> Any:
+    """table[index] with every index clamped into the table: a read is total, as the generated kernel's is."""
+    clamped = [xp.minimum(xp.maximum(i, 0), table.shape[axis] - 1) for axis, i in enumerate(index)]
+    return table[tuple(clamped)]
+
+
+def _range(node: Expr, args: list[Any], env: Env, xp: Arrays) -> Any:
+    """Least or greatest entry between two positions of one index, from a table of power-of-two ranges (see `range_tables`)."""
+    table, axis = node.value  # type: ignore[misc]
+    levels = env[range_name(table.name, axis, node.op)]
+    size = levels.shape[axis + 1]
+    low, high = (xp.minimum(xp.maximum(x, 0), size - 1) for x in args[-2:])
+    length = xp.maximum(high - low + 1, 1)
+    level = env["floor_log2"][length]
+    rest = args[:-2]
+    bound = xp.minimum if node.op is Op.RANGE_MIN else xp.maximum
+    start, stop = (levels[(level, *rest[:axis], i, *rest[axis:])] for i in (low, xp.maximum(high + 1 - (1 << level), 0)))
+    return bound(start, stop)
+
+
+def range_name(table: str, axis: int, op: Op) -> str:
+    """Name under which `env` holds the ranges of a table along an axis."""
+    return f"{table}@{axis}.{op.value}"
+
+
+def range_tables(root: Expr, env: Mapping[str, Any]) -> dict[str, Any]:
+    """`env` completed with what the range reductions below `root` read: O(n log n) entries each, exact for any range (numpy).
+
+    Level j of the table holds the least (greatest) of 2**j entries from each position on, so two entries cover any range.
+    """
+    import numpy as np
+
+    done = dict(env)
+    for node in nodes(root):
+        if isinstance(node.value, tuple):
+            table, axis = node.value
+            name = range_name(table.name, axis, node.op)
+            if name not in done:
+                done[name] = _levels(np.asarray(env[table.name]), axis, node.op)
+                size = max(int(np.asarray(done.get("floor_log2", ())).size), done[name].shape[axis + 1] + 2)
+                done["floor_log2"] = np.frexp(np.maximum(np.arange(size), 1))[1] - 1
+    return done
+
+
+def _levels(data: Any, axis: int, op: Op) -> Any:
+    import numpy as np
+
+    bound = np.minimum if op is Op.RANGE_MIN else np.maximum
+    levels, step = [data], 1
+    while 2 * step <= data.shape[axis]:
+        last = levels[-1]
+        shifted = np.take(last, np.minimum(np.arange(data.shape[axis]) + step, data.shape[axis] - 1), axis=axis)
+        levels.append(bound(last, shifted))
+        step *= 2
+    return np.stack(levels)

@@ -1,0 +1,95 @@
+"""The verifier: holds a graph to its stage. Runs after every pass."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from attncc.errors import GraphError
+from attncc.ir.expr import Expr, Kind, Table, tables, variables
+from attncc.ir.graph import BODIES, SIGNATURES, STAGES, Graph, GraphOp, Node, Stage
+from attncc.ir.graph_text import VARIABLES, to_text
+
+_ALLOWED = {
+    GraphOp.MAP: (Kind.FLOAT, "s"),
+    GraphOp.MASK: (Kind.BOOL, ""),
+    GraphOp.WEIGHTS: (Kind.FLOAT, "s"),
+    GraphOp.GATE: (Kind.FLOAT, "og"),
+}
+"""Type of an op's expression and the float variables it may use."""
+
+
+def verify(graph: Graph, stage: Stage) -> Graph:
+    """The graph itself, if its stage allows it.
+
+    Raises:
+        GraphError: the first thing that is wrong, with the graph's text and the culprit marked.
+    """
+    _verify(graph, STAGES[stage])
+    for kernel in graph.find(GraphOp.KERNEL):
+        _verify(kernel["body"], BODIES[stage])
+    return graph
+
+
+def _verify(graph: Graph, legal: dict[GraphOp, frozenset[str]]) -> None:
+    for n in graph.nodes():
+        for problem in _problems(n, legal, graph.rank):
+            raise GraphError(f"{n.op.value}: {problem}\n{to_text(graph, mark=n)}")
+    if not graph.outputs:
+        raise GraphError("a graph needs an output")
+
+
+def _problems(n: Node, legal: dict[GraphOp, frozenset[str]], rank: int) -> Iterator[str]:
+    if n.op not in legal:
+        yield "not legal at this stage"
+        return
+    missing = legal[n.op] - {name for name, _ in n.attrs}
+    if missing:
+        yield f"lacks {', '.join(sorted(missing))}"
+    yield from _input_problems(n)
+    yield from _expression_problems(n, rank)
+
+
+def _input_problems(n: Node) -> Iterator[str]:
+    takes = SIGNATURES[n.op].takes
+    fixed = [t for t in takes if t != "tables"]
+    given = [SIGNATURES[i.op].gives for i in n.inputs]
+    wanted = fixed + ["tensor"] * (len(given) - len(fixed)) if "tables" in takes else fixed
+    if given != wanted:
+        yield f"takes ({', '.join(wanted)}), given ({', '.join(given)})"
+
+
+def _expression_problems(n: Node, rank: int) -> Iterator[str]:
+    declared = {_name(i) for i in n.inputs}
+    for expression in _expressions(n):
+        kind, floats = _ALLOWED.get(n.op, (None, ""))
+        bound = n.op is GraphOp.MASK and expression.kind is Kind.INT
+        if kind is not None and expression.kind is not kind and not bound:
+            yield f"expression `{expression!r}` is {expression.kind.value}, not {kind.value}"
+        for name in sorted(variables(expression)):
+            if name not in VARIABLES or (VARIABLES[name].kind is Kind.FLOAT and name not in floats):
+                yield f"expression uses {name!r}, which has no meaning here"
+            elif name[-1].isdigit() and int(name[-1]) >= rank:
+                yield f"expression uses {name!r} on a grid of rank {rank}"
+        unread = [t.name for t in tables(expression) if t.name not in declared]
+        if unread:
+            yield f"expression reads {', '.join(unread)}, not an input of the op"
+
+
+def _name(tensor: Node) -> str:
+    return str(tensor.inputs[0]["name"] if tensor.op is GraphOp.VIEW else tensor.get("name", ""))
+
+
+def _expressions(n: Node) -> Iterator[Expr]:
+    stack = [value for _, value in n.attrs]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Expr):
+            yield value
+        elif isinstance(value, tuple):
+            stack.extend(value)
+
+
+def declared_tables(graph: Graph) -> dict[str, Table]:
+    """Tables that the expressions of a graph read, by name."""
+    found = [t for n in graph.nodes() for e in _expressions(n) for t in tables(e)]
+    return {t.name: t for t in found}

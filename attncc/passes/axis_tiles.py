@@ -1,0 +1,94 @@
+"""Tiles of one axis of a band mask, as ranges: exact, from every row's band, in O(tokens of the axis) time and O(tiles) memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attncc.ir.values import evaluate_all
+from attncc.passes.canonicalize import Band
+
+Ints = npt.NDArray[np.int64]
+CHUNK = 1 << 16
+"""Rows evaluated at once: keeps the working set in cache whatever the length."""
+
+
+@dataclass(frozen=True)
+class AxisTiles:
+    """Key tiles of each query tile on one axis, by residue class: arrays `[classes, query tiles]`, half-open ranges in tiles.
+
+    `first <= j < stop` are visited; `full_first <= j < full_stop`, an empty range where there are none, need no mask. `pairs`
+    counts the allowed (query, key) pairs of a class; `gaps` says that a visited range may hold an empty tile.
+    """
+
+    first: Ints
+    full_first: Ints
+    full_stop: Ints
+    stop: Ints
+    pairs: Ints
+    gaps: bool
+
+    @property
+    def visited(self) -> Ints:
+        return self.stop - self.first
+
+    @property
+    def full(self) -> Ints:
+        return self.full_stop - self.full_first
+
+
+def axis_tiles(band: Band, axis: int, classes: list[tuple[int, int]], tiles: int, q_tile: int, k_tile: int) -> AxisTiles:
+    """Ranges of an axis; `classes` gives (residue, query tokens) of each class, `tiles` the query tiles of the longest."""
+    columns = [_class_ranges(band, axis, residue, length, tiles, q_tile, k_tile) for residue, length in classes]
+    first, full_first, full_stop, stop = (np.stack([c[0][i] for c in columns]) for i in range(4))
+    pairs = np.array([c[1] for c in columns], dtype=np.int64)
+    return AxisTiles(first, full_first, full_stop, stop, pairs, any(c[2] for c in columns))
+
+
+def _class_ranges(band: Band, axis: int, residue: int, length: int, tiles: int, q_tile: int, k_tile: int) -> tuple[list[Ints], int, bool]:
+    ranges = [np.zeros(tiles, np.int64) for _ in range(4)]
+    pairs, gaps = 0, False
+    step = max(1, CHUNK // q_tile) * q_tile
+    for begin in range(0, length, step):
+        end = min(begin + step, length)
+        low, high = _rows(band, axis, residue, begin, end)
+        pairs += int(np.maximum(high - low + 1, 0).sum())
+        chunk, chunk_gaps = _ranges(low, high, q_tile, k_tile)
+        gaps = gaps or chunk_gaps
+        for out, values in zip(ranges, chunk):
+            out[begin // q_tile : begin // q_tile + len(values)] = values
+    return ranges, pairs, gaps
+
+
+def _rows(band: Band, axis: int, residue: int, begin: int, end: int) -> tuple[Ints, Ints]:
+    env: dict[str, Any] = {f"q{axis}": np.arange(begin, end), f"r{axis}": residue}
+    low, high = (np.broadcast_to(x, (end - begin,)).astype(np.int64) for x in evaluate_all(band, env))
+    return low, high
+
+
+def _ranges(low: Ints, high: Ints, q_tile: int, k_tile: int) -> tuple[tuple[Ints, Ints, Ints, Ints], bool]:
+    """Ranges of each query tile; rows without a key widen no range and leave no tile full."""
+    empty = low > high
+    far = np.int64(1) << 40
+    low, high = np.where(empty, far, low), np.where(empty, -far, high)
+    low_min, low_max, high_min, high_max = (
+        reduce.reduceat(x, np.arange(0, len(x), q_tile)) for x, reduce in ((low, np.minimum), (low, np.maximum), (high, np.minimum), (high, np.maximum))
+    )
+    some = high_max >= low_min
+    first = np.where(some, low_min // k_tile, 0)
+    stop = np.where(some, high_max // k_tile + 1, 0)
+    full_first, full_stop = -(-low_max // k_tile), (high_min + 1) // k_tile
+    any_full = full_stop > full_first
+    full_first, full_stop = np.where(any_full, full_first, first), np.where(any_full, full_stop, first)
+    return (first, full_first, full_stop, stop), _has_gaps(low, high, empty, q_tile)
+
+
+def _has_gaps(low: Ints, high: Ints, empty: npt.NDArray[np.bool_], q_tile: int) -> bool:
+    """Whether bands of neighbouring rows of a tile fail to touch: only then can a visited range hold an empty tile."""
+    touching = (low[1:] <= high[:-1] + 1) & (low[:-1] <= high[1:] + 1)
+    same_tile = np.arange(1, len(low)) % q_tile != 0
+    return bool((same_tile & ~touching & ~(empty[1:] | empty[:-1])).any())
+

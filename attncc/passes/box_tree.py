@@ -1,0 +1,182 @@
+"""Classification of tiles for masks that are no product of bands: boxes of tiles are split until intervals decide them.
+
+A box of (query tile, key tile) pairs is full where the predicate's interval says "surely true", empty where it says "not possibly
+true", and is halved otherwise, all boxes of a level at once. Single tiles left over are partial as soon as two samples disagree; only
+the rest is evaluated element by element, in chunks, within a budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Any, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from attncc.ir.expr import var
+from attncc.ir.intervals import interval
+from attncc.ir.values import evaluate, evaluate_all, range_tables
+from attncc.passes.tiles import Tiling, class_lengths
+
+Ints = npt.NDArray[np.int64]
+CHUNK = 1 << 21
+"""Elements of a mask evaluated at once."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes of tiles: `low` and `high` (inclusive) `[n, 2 * rank]`, query axes first; `owner` indexes (b, h, class)."""
+
+    low: Ints
+    high: Ints
+    owner: Ints
+
+    def __getitem__(self, chosen: Any) -> Boxes:
+        return Boxes(self.low[chosen], self.high[chosen], self.owner[chosen])
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def sizes(self) -> Ints:
+        """Tiles in each box."""
+        return np.asarray((self.high - self.low + 1).prod(axis=1), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Full boxes, partial single tiles, and whether every tile was decided exactly."""
+
+    full: Boxes
+    partial: Boxes
+    exact: bool
+
+
+class TileClassifier:
+    """One mask, one tiling, one set of run-time tables."""
+
+    def __init__(self, tiling: Tiling, batch: int, heads: int, tables: Mapping[str, Any]) -> None:
+        self.tiling, self.mask = tiling, tiling.mask
+        self.owners = list(product(range(batch), range(heads), tiling.residues()))
+        self.columns = self._owner_columns()
+        box = {f"{s}{a}": (var(f"{s}{a}.lo"), var(f"{s}{a}.hi")) for s in "qk" for a in range(tiling.rank)}
+        self.surely, self.possibly = interval(self.mask.predicate, box)
+        self.tables = range_tables(self.surely & self.possibly, tables) if tables else {}
+
+    def _owner_columns(self) -> dict[str, Ints]:
+        rank = self.tiling.rank
+        names = ["b", "h", *(f"r{a}" for a in range(rank)), *(f"len{a}" for a in range(rank))]
+        rows = [(b, h, *r, *class_lengths(self.mask.query, self.mask.order, r)) for b, h, r in self.owners]
+        return {name: np.array(column, dtype=np.int64) for name, column in zip(names, zip(*rows))}
+
+    def classify(self, budget: int = 1 << 30) -> Classified:
+        """Every non-empty tile; at most `budget` mask elements are evaluated one by one, what is left then counts as partial."""
+        full, single = [], []
+        boxes = self._roots()
+        while len(boxes):
+            surely, possibly = self._decide(boxes)
+            full.append(boxes[surely])
+            boxes = boxes[possibly & ~surely]
+            ones = boxes.sizes() == 1
+            single.append(boxes[ones])
+            boxes = _halved(boxes[~ones])
+        partial, more_full, exact = self._resolve(_joined(single), budget)
+        return Classified(_joined([*full, more_full]), partial, exact)
+
+    def _roots(self) -> Boxes:
+        tiles = (*self.tiling.q_tiles, *self.tiling.k_tiles)
+        n = len(self.owners)
+        low = np.zeros((n, len(tiles)), np.int64)
+        return Boxes(low, low + (np.array(tiles) - 1), np.arange(n))
+
+    def _corners(self, boxes: Boxes) -> tuple[Ints, Ints]:
+        """First and last coordinates of boxes; queries end with their class (rows beyond the grid never matter), keys do not."""
+        tile = np.array((*self.tiling.q_tile, *self.tiling.k_tile))
+        low, high = boxes.low * tile, (boxes.high + 1) * tile - 1
+        for a in range(self.tiling.rank):
+            high[:, a] = np.minimum(high[:, a], self.columns[f"len{a}"][boxes.owner] - 1)
+        return low, high
+
+    def _env(self, owner: Ints) -> dict[str, Any]:
+        return {**self.tables, **{name: column[owner] for name, column in self.columns.items()}}
+
+    def _decide(self, boxes: Boxes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        low, high = self._corners(boxes)
+        env = self._env(boxes.owner)
+        for i, name in enumerate(self._names()):
+            env[f"{name}.lo"], env[f"{name}.hi"] = low[:, i], high[:, i]
+        surely, possibly = (np.broadcast_to(x, (len(boxes),)) for x in evaluate_all([self.surely, self.possibly], env))
+        on_grid = (high >= low).all(axis=1)
+        return surely & on_grid, possibly & on_grid
+
+    def _names(self) -> list[str]:
+        return [f"{side}{a}" for side in "qk" for a in range(self.tiling.rank)]
+
+    def _resolve(self, tiles: Boxes, budget: int) -> tuple[Boxes, Boxes, bool]:
+        """Partial tiles, full tiles, exactness, of single tiles that intervals left open."""
+        some, every = self._sampled(tiles)
+        open_ = ~(some & ~every)
+        left = tiles[open_]
+        affordable = budget // (prod(self.tiling.q_tile) * prod(self.tiling.k_tile))
+        exact = left[:affordable]
+        any_true, all_true, _ = self.evaluate(exact)
+        partial = _joined([tiles[~open_], exact[any_true & ~all_true], left[affordable:]])
+        return partial, exact[all_true], len(left) <= affordable
+
+    def _sampled(self, tiles: Boxes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        low, high = self._corners(tiles)
+        some, every = np.zeros(len(tiles), bool), np.ones(len(tiles), bool)
+        sides = [tuple(ends) for ends in product((0, 2), repeat=low.shape[1])] + [(1,) * low.shape[1]]
+        env = self._env(tiles.owner)
+        for ends in sides:
+            for i, (name, end) in enumerate(zip(self._names(), ends)):
+                env[name] = low[:, i] + (high[:, i] - low[:, i]) * end // 2
+            value = np.broadcast_to(evaluate(self.mask.predicate, env), (len(tiles),))
+            some, every = some | value, every & value
+        return some, every
+
+    def evaluate(self, tiles: Boxes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], Ints]:
+        """(any, all, count) of the predicate over every single tile, element by element; rows beyond the grid do not count."""
+        results = [(np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, np.int64))]
+        results += [self._evaluated(chunk) for chunk in self._chunks(tiles)]
+        some, every, count = (np.concatenate(column) for column in zip(*results))
+        return some, every, count
+
+    def _chunks(self, tiles: Boxes) -> Iterator[Boxes]:
+        step = max(1, CHUNK // (prod(self.tiling.q_tile) * prod(self.tiling.k_tile)))
+        for begin in range(0, len(tiles), step):
+            yield tiles[begin : begin + step]
+
+    def _evaluated(self, tiles: Boxes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], Ints]:
+        rank, n = self.tiling.rank, len(tiles)
+        sizes = (*self.tiling.q_tile, *self.tiling.k_tile)
+        env = {name: c.reshape(n, *[1] * len(sizes)) for name, c in self._env(tiles.owner).items() if name in self.columns}
+        on_grid: Any = np.ones((n, *[1] * len(sizes)), bool)
+        for i, (name, size) in enumerate(zip(self._names(), sizes)):
+            offset = np.arange(size).reshape([-1 if j == i else 1 for j in range(len(sizes))])
+            env[name] = (tiles.low[:, i] * size).reshape(n, *[1] * len(sizes)) + offset
+            if i < rank:
+                on_grid = on_grid & (env[name] < env[f"len{i}"])
+        value = evaluate(self.mask.predicate, {**self.tables, **env})
+        shape = (n, *sizes)
+        value, on_grid = (np.broadcast_to(x, shape).reshape(n, -1) for x in (value, on_grid))
+        inside = value & on_grid
+        return inside.any(axis=1), (value | ~on_grid).all(axis=1), inside.sum(axis=1)
+
+
+def _halved(boxes: Boxes) -> Boxes:
+    """Every box cut in two along its longest side."""
+    if not len(boxes):
+        return boxes
+    axis = (boxes.high - boxes.low).argmax(axis=1)
+    row = np.arange(len(boxes))
+    middle = (boxes.low[row, axis] + boxes.high[row, axis]) // 2
+    left_high, right_low = boxes.high.copy(), boxes.low.copy()
+    left_high[row, axis], right_low[row, axis] = middle, middle + 1
+    return _joined([Boxes(boxes.low, left_high, boxes.owner), Boxes(right_low, boxes.high, boxes.owner)])
+
+
+def _joined(parts: list[Boxes]) -> Boxes:
+    return Boxes(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("low", "high", "owner")))
+

@@ -1,0 +1,155 @@
+"""`AttentionSpec`: one attention, declared. It validates itself, round-trips through JSON and YAML, and hashes by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Field, field_validator, model_validator
+
+from attncc.spec.gates import Gate
+from attncc.spec.masks import Full, Mask
+from attncc.spec.model import Axes, Grid, Part
+from attncc.spec.normalizers import NormalizerSpec, Softmax
+from attncc.spec.scores import Alibi, RelativeBias, Scale, Score
+
+DType = Literal["float16", "bfloat16", "float32", "float64"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class AttentionSpec(Part):
+    """What one attention computes: `out = gate(normalize(mask(scores(scale * q.k))) @ v)`.
+
+    q is `[B, heads, N, head_dim]`, k `[B, key_heads, M, head_dim]`, v `[B, value_heads, M, value_dim]`; N and M are the products of
+    `tokens` and `key_tokens`, flattened row-major. An axis given as None is known only at run time. Query head h reads key head
+    `h // (heads / key_heads)` and value head `h // (heads / value_heads)`.
+
+    Raises:
+        pydantic.ValidationError: unknown keys, contradictory sizes, a mask that does not fit the grid; names the field.
+    """
+
+    version: Literal[1] = 1
+    tokens: tuple[Union[Annotated[int, Field(ge=1)], None], ...] = Field(min_length=1, max_length=3)
+    key_tokens: tuple[Union[Annotated[int, Field(ge=1)], None], ...] | None = Field(default=None, min_length=1, max_length=3)
+    heads: Positive
+    key_heads: Positive | None = None
+    value_heads: Positive | None = None
+    head_dim: Positive = Field(le=1024)
+    value_dim: Positive | None = Field(default=None, le=1024)
+    dtype: DType = "float16"
+    mask: Mask = Field(default_factory=Full)
+    scores: tuple[Score, ...] = ()
+    normalizer: NormalizerSpec = Field(default_factory=Softmax)
+    gate: Gate | None = None
+    routing: None = Field(default=None, description="head routing; not available yet, so it must be null")
+    outputs: tuple[Literal["output", "lse"], ...] = ("output",)
+
+    @field_validator("tokens", "key_tokens", mode="before")
+    @classmethod
+    def _one_axis(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AttentionSpec:
+        problems = [*self._head_problems(), *self._grid_problems(), *self._score_problems(), *self._output_problems()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _head_problems(self) -> list[str]:
+        named = (("key_heads", self.key_heads), ("value_heads", self.value_heads))
+        return [f"{name}: {n} does not divide heads={self.heads}" for name, n in named if n and self.heads % n]
+
+    def _grid_problems(self) -> list[str]:
+        if self.key_tokens is not None and len(self.key_tokens) != len(self.tokens):
+            return [f"key_tokens: has {len(self.key_tokens)} axes, tokens have {len(self.tokens)}"]
+        return [f"mask: {p}" for p in self.mask.problems(self.grid)]
+
+    def _score_problems(self) -> list[str]:
+        found, names = [], set()
+        for i, score in enumerate(self.scores):
+            if isinstance(score, Scale) and i:
+                found.append(f"scores.{i}: scale must stand first and once")
+            if isinstance(score, Alibi):
+                found += [f"scores.{i}.{p}" for p in self._alibi_problems(score)]
+            if isinstance(score, RelativeBias) and len(score.extent) != self.grid.rank:
+                found.append(f"scores.{i}.extent: has {len(score.extent)} axes, tokens have {self.grid.rank}")
+            name = "alibi_slopes" if isinstance(score, Alibi) else getattr(score, "table", None)
+            if name is not None and name in names:
+                found.append(f"scores.{i}: two scores read the table {name!r}")
+            names.add(name)
+        return found
+
+    def _alibi_problems(self, score: Alibi) -> list[str]:
+        if self.grid.rank != 1:
+            return ["kind: alibi is defined on one axis of tokens"]
+        if score.slopes is not None and (score.trainable or len(score.slopes) != self.heads):
+            return [f"slopes: give {self.heads}, one for each head, or make them trainable"]
+        return []
+
+    def _output_problems(self) -> list[str]:
+        if "output" not in self.outputs or len(set(self.outputs)) != len(self.outputs):
+            return ["outputs: must hold output, and nothing twice"]
+        if "lse" in self.outputs and not isinstance(self.normalizer, Softmax):
+            return [f"outputs: a {self.normalizer.kind} row has no log-sum-exp; ask for softmax or drop lse"]
+        return []
+
+    @property
+    def grid(self) -> Grid:
+        """Query and key token grids."""
+        shared = self.key_tokens is None
+        return Grid(self.tokens, self.tokens if self.key_tokens is None else self.key_tokens, shared)
+
+    @property
+    def head_counts(self) -> tuple[int, int, int]:
+        """Query, key and value heads."""
+        key = self.key_heads or self.heads
+        return self.heads, key, self.value_heads or key
+
+    @property
+    def head_dims(self) -> tuple[int, int]:
+        """Width of q and k, width of v."""
+        return self.head_dim, self.value_dim or self.head_dim
+
+    @property
+    def scale(self) -> float:
+        """Factor of q.k."""
+        first = self.scores[0] if self.scores else None
+        return first.value if isinstance(first, Scale) else float(self.head_dim**-0.5)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON: equal specs have equal digests, in any process."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The spec as JSON text."""
+        return self.model_dump_json(indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> AttentionSpec:
+        """The spec that JSON text says.
+
+        Raises:
+            pydantic.ValidationError: anything that is not a valid spec.
+        """
+        return cls.model_validate_json(text)
+
+    def to_yaml(self) -> str:
+        """The spec as YAML text (needs pyyaml)."""
+        import yaml
+
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> AttentionSpec:
+        """The spec that YAML text says; only plain data is read."""
+        import yaml
+
+        return cls.model_validate_json(json.dumps(yaml.safe_load(text)))
+
+
+__all__ = ["AttentionSpec", "Axes"]

@@ -1,0 +1,61 @@
+"""Lowering: an `AttentionSpec` becomes an attention graph. Everything after this speaks of graphs only."""
+
+from __future__ import annotations
+
+from attncc.ir.expr import Expr, Kind, Table, tables
+from attncc.ir.graph import Graph, GraphOp, Node, Stage, node
+from attncc.ir.rows import SCORE
+from attncc.ir.verify import verify
+from attncc.spec.attention import AttentionSpec
+from attncc.spec.gates import SHAPES
+
+
+def lower(spec: AttentionSpec) -> Graph:
+    """The graph of a spec: one chain from q, k, v to the outputs."""
+    q, k, v = _operands(spec)
+    scores = node(GraphOp.SCORES, q, k, scale=spec.scale)
+    for score in spec.scores:
+        value = score.apply(SCORE, spec.grid, spec.heads)
+        if value is not SCORE:
+            scores = node(GraphOp.MAP, scores, *_reads(value), value=value)
+    predicate = spec.mask.predicate(spec.grid)
+    scores = node(GraphOp.MASK, scores, *_reads(predicate), predicate=predicate)
+    normalizer = spec.normalizer.record()
+    weights = node(GraphOp.WEIGHTS, scores, row_class=normalizer.row_class.value, weight=normalizer.weight)
+    rows = node(GraphOp.COMBINE, weights, v)
+    results = {"output": _gated(spec, rows), "lse": node(GraphOp.LSE, weights)}
+    outputs = tuple((name, results[name]) for name in spec.outputs)
+    return verify(Graph(spec.grid.query, spec.grid.key, outputs), Stage.LOWERED)
+
+
+def _operands(spec: AttentionSpec) -> tuple[Node, Node, Node]:
+    heads, key_heads, value_heads = spec.head_counts
+    width, value_width = spec.head_dims
+    shapes = {
+        "q": ("B", heads, "NQ", width),
+        "k": ("B", key_heads, "NK", width),
+        "v": ("B", value_heads, "NK", value_width),
+    }
+    q, k, v = (node(GraphOp.INPUT, name=name, dtype=spec.dtype, shape=shape) for name, shape in shapes.items())
+    return q, k, v
+
+
+def _reads(value: Expr) -> tuple[Node, ...]:
+    return tuple(map(_table_input, tables(value)))
+
+
+def _table_input(table: Table) -> Node:
+    values = {} if table.values is None else {"values": table.values}
+    dtype = "int32" if table.kind is Kind.INT else "float32"
+    return node(GraphOp.INPUT, name=table.name, dtype=dtype, shape=table.shape, **values)
+
+
+def _gated(spec: AttentionSpec, rows: Node) -> Node:
+    if spec.gate is None:
+        return rows
+    names = {"B": "B", "NQ": "NQ", "1": 1, "H": spec.heads, "DV": spec.head_dims[1]}
+    shape = tuple(names[dim] for dim in SHAPES[spec.gate.granularity])
+    logits = node(GraphOp.INPUT, name="gate", dtype=spec.dtype, shape=shape)
+    return node(GraphOp.GATE, rows, logits, value=spec.gate.expression())
+
+
