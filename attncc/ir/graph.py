@@ -24,7 +24,6 @@ class GraphOp(str, Enum):
     """The vocabulary of attention graphs."""
 
     INPUT = "input"  # a tensor of the caller: q, k, v, a gate's logits, a table; or a constant table with its values
-    VIEW = "view"  # how a kernel addresses a tensor: TMA box or row pointers
     SCORES = "scores"  # scale * q k^T
     MAP = "map"  # s -> f(s, b, h, q, k, tables)
     MASK = "mask"  # keeps the scores of the pairs where the predicate holds
@@ -46,7 +45,6 @@ class Signature:
 
 SIGNATURES: dict[GraphOp, Signature] = {
     GraphOp.INPUT: Signature((), "tensor"),
-    GraphOp.VIEW: Signature(("tensor",), "tensor"),
     GraphOp.SCORES: Signature(("tensor", "tensor"), "scores"),
     GraphOp.MAP: Signature(("scores", "tables"), "scores"),
     GraphOp.MASK: Signature(("scores", "tables"), "scores"),
@@ -85,18 +83,18 @@ _FUSED = {
     GraphOp.KERNEL: frozenset({"name", "body"}),
     GraphOp.PICK: frozenset({"result"}),
 }
-_TILED = frozenset({"q_tile", "k_tile", "block_mask", "num_warps", "num_stages", "mask_policy"})
+_PLANNED = frozenset({"q_tile", "k_tile", "num_warps", "num_stages", "block_mask", "mask_policy", "views", "row_order"})
 STAGES: dict[Stage, dict[GraphOp, frozenset[str]]] = {
     Stage.LOWERED: _CORE,
     Stage.ORDERED: _CORE,
     Stage.CANONICAL: _CANONICAL,
     Stage.FUSED: _FUSED,
-    Stage.PLANNED: {**_FUSED, GraphOp.KERNEL: _FUSED[GraphOp.KERNEL] | _TILED},
+    Stage.PLANNED: {**_FUSED, GraphOp.KERNEL: _FUSED[GraphOp.KERNEL] | _PLANNED},
 }
-"""Legal ops of each stage with the attributes they must carry; an attribute not named at any stage is illegal."""
+"""Legal ops of each stage with the attributes they must carry."""
 BODIES: dict[Stage, dict[GraphOp, frozenset[str]]] = {
     Stage.FUSED: _CANONICAL,
-    Stage.PLANNED: {**_CANONICAL, GraphOp.VIEW: frozenset({"address", "box", "axes"})},
+    Stage.PLANNED: _CANONICAL,
 }
 """The same for the bodies of kernels."""
 

@@ -59,7 +59,7 @@ def _input_problems(n: Node) -> Iterator[str]:
 
 
 def _expression_problems(n: Node, rank: int) -> Iterator[str]:
-    declared = {_name(i) for i in n.inputs}
+    declared = {i.get("name") for i in n.inputs}
     for expression in _expressions(n):
         kind, floats = _ALLOWED.get(n.op, (None, ""))
         bound = n.op is GraphOp.MASK and expression.kind is Kind.INT
@@ -73,10 +73,6 @@ def _expression_problems(n: Node, rank: int) -> Iterator[str]:
         unread = [t.name for t in tables(expression) if t.name not in declared]
         if unread:
             yield f"expression reads {', '.join(unread)}, not an input of the op"
-
-
-def _name(tensor: Node) -> str:
-    return str(tensor.inputs[0]["name"] if tensor.op is GraphOp.VIEW else tensor.get("name", ""))
 
 
 def _expressions(n: Node) -> Iterator[Expr]:

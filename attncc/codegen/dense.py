@@ -1,0 +1,214 @@
+"""Prints the dense formula in torch: what the generated file checks itself against, and its block mask at the size of the check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from attncc.codegen import grid
+from attncc.codegen.expressions import Names, code
+from attncc.codegen.facts import Facts
+from attncc.codegen.lines import indented
+from attncc.ir.expr import Expr, Table
+from attncc.passes.canonicalize import mask_predicate
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The `dense` function and the self-check of one generated file."""
+
+    facts: Facts
+
+    def names(self) -> Names:
+        """Coordinates as broadcastable tensors: b `[B, 1, 1, 1]`, h `[H, 1, 1]`, q `[N, 1]`, k `[M]`."""
+        variables = {n: n for n in ("b", "h", "s", "o", "g", *self.facts.open_lengths())}
+        variables |= {f"{side}{a}": f"{side}{a}" for side in "qkr" for a in range(3)}
+        return Names(variables, self._load, {}, torch=True)
+
+    def _load(self, table: Table, index: list[str]) -> str:
+        return f"{table.name}[{', '.join(index)}]"
+
+    def extras(self) -> list[str]:
+        """Names of what the formula reads beside q, k and v."""
+        return [*self.facts.tables, *self.facts.open_lengths()]
+
+    def functions(self) -> list[list[str]]:
+        """`allowed`, the mask; `dense`, the whole formula in float64 (quadratic memory); lists of tiles where the kernel reads them."""
+        facts = self.facts
+        gate = ["gate"] if facts.gate else []
+        mask = [
+            f"def allowed({', '.join(['q', 'k', *self.extras()])}):",
+            '    """The mask as booleans that broadcast to [B, H, Nq, Nk]."""',
+            *indented([*self._coordinates(), f"return {self._mask()}"]),
+        ]
+        dense = [
+            f"def dense({', '.join(['q', 'k', 'v', *gate, *self.extras()])}):",
+            '    """The same attention as a dense formula in float64."""',
+            *indented(self._formula()),
+        ]
+        return [HELPERS, mask, dense, *([] if facts.ranges else [self._lists(), COMPRESSED])]
+
+    def _formula(self) -> list[str]:
+        facts = self.facts
+        lines = [f"keep = allowed({', '.join(['q', 'k', *self.extras()])})", *(self._coordinates() if facts.maps else [])]
+        lines.append("q, k, v = q.double(), k.double(), v.double()")
+        for operand, heads in zip("kv", facts.heads[1:]):
+            if heads != facts.heads[0]:
+                lines.append(f"{operand} = {operand}.repeat_interleave({facts.heads[0] // heads}, 1)")
+        lines.append(f"s = q @ k.transpose(2, 3) * {facts.scale!r}")
+        lines += [f"s = {self._code(value)}" for value in facts.maps]
+        return [*lines, *self._weights(), *self._gate(), f"return {'(o, lse)' if facts.lse else 'o'}"]
+
+    def _lists(self) -> list[str]:
+        """Tiles from the dense mask: fine at the size of a check; `attncc` finds them without one."""
+        facts = self.facts
+        lines = [f"mask = allowed({', '.join(['q', 'k', *self.extras()])}).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])"]
+        for side, sides in (("q", facts.plan.q_tile), ("k", facts.plan.k_tile)):
+            lengths = ", ".join(facts.length(side, a) for a in range(facts.rank))
+            order = facts.body.order if side == "q" else (0,) * facts.rank
+            lines.append(f"{side}_of, {side}_count = _tile_of({side}.shape[2], ({lengths},), {sides}, {facts.body.order}, {order != (0,) * facts.rank})")
+        lines += [
+            "rows = torch.nn.functional.one_hot(q_of, q_count).double().T.to(q.device)",
+            "columns = torch.nn.functional.one_hot(k_of, k_count).double().to(q.device)",
+            "pairs = rows @ mask.double() @ columns",
+            f"full = pairs == rows.sum(1)[:, None] * {facts.k_rows}",
+            "full &= pairs > 0",
+            "return (*_compressed(full), *_compressed((pairs > 0) & ~full), q.shape[1] * q_count, q_count)",
+        ]
+        head = f"def lists_of({', '.join(['q', 'k', *self.extras()])}):"
+        return [head, '    """Full and partial key tiles of every row, from the dense mask."""', *indented(lines)]
+
+    def _code(self, value: Expr) -> str:
+        return code(value, self.names())
+
+    def _coordinates(self) -> list[str]:
+        facts = self.facts
+        lines = [
+            "b = torch.arange(q.shape[0], device=q.device)[:, None, None, None]",
+            "h = torch.arange(q.shape[1], device=q.device)[:, None, None]",
+        ]
+        for side, shape in (("q", "[:, None]"), ("k", "")):
+            lengths = ", ".join(facts.length(side, a) for a in range(facts.rank))
+            names = ", ".join(f"{side}{a}" for a in range(facts.rank))
+            index = f"torch.arange({side}.shape[2], device=q.device)"
+            lines.append(f"{names}{',' if facts.rank == 1 else ''} = _unflatten({index}{shape}, ({lengths},))")
+        for a, d in enumerate(facts.body.order):
+            if d > 1:
+                lines += [f"same{a}, r{a} = q{a} % {d} == k{a} % {d}, q{a} % {d}", f"q{a}, k{a} = q{a} // {d}, k{a} // {d}"]
+        return lines
+
+    def _mask(self) -> str:
+        same = [f"same{a}" for a, d in enumerate(self.facts.body.order) if d > 1]
+        mask = self._code(mask_predicate(self.facts.mask))
+        return " & ".join([*same, f"({mask})"]) if same else mask
+
+    def _weights(self) -> list[str]:
+        if not self.facts.softmax:
+            weight = self._code(self.facts.weights["weight"])
+            return [f"o = torch.where(keep, {weight}, 0.0) @ v"]
+        return [
+            "s = torch.where(keep, s, -torch.inf)",
+            "lse = torch.logsumexp(s, 3)",
+            "o = torch.exp(s - torch.where(lse == -torch.inf, 0.0, lse)[..., None]) @ v",
+        ]
+
+    def _gate(self) -> list[str]:
+        if self.facts.gate is None:
+            return []
+        return ["g = gate.double()", f"o = {self._code(self.facts.gate['value'])}"]
+
+    # ---- the self-check ------------------------------------------------------------------------------------------------------------
+
+    def check(self) -> list[str]:
+        """`check()`: random inputs, the kernel, the dense formula, the relative error."""
+        facts = self.facts
+        tokens = {side: self._sample(side) for side in "qk"}
+        counts = {side: prod(lengths) for side, lengths in tokens.items()}
+        lines = [
+            'device = "cuda" if torch.cuda.is_available() else "cpu"',
+            f'random = lambda *shape: torch.randn(*shape, device=device).to({_dtype(facts.dtype)})',
+            f"q, k = random(2, {facts.heads[0]}, {counts['q']}, {facts.width}), random(2, {facts.heads[1]}, {counts['k']}, {facts.width})",
+            f"v = random(2, {facts.heads[2]}, {counts['k']}, {facts.value_width})",
+        ]
+        lines += self._inputs(counts)
+        lines += [f"{name} = {tokens[name[1]][int(name[2])]}" for name in facts.open_lengths()]
+        return ["def check():", '    """Compares the kernel with the dense formula on random inputs."""', *indented([*lines, *self._compare()])]
+
+    def _sample(self, side: str) -> tuple[int, ...]:
+        known = self.facts.body.query if side == "q" else self.facts.body.key
+        nominal = {1: 300, 2: 20, 3: 9}[self.facts.rank]
+        return tuple(nominal if n is None else n for n in known)
+
+    def _inputs(self, counts: dict[str, int]) -> list[str]:
+        sizes = {"B": 2, "H": self.facts.heads[0], "NQ": counts["q"], "NK": counts["k"]}
+        lines = []
+        if self.facts.gate:
+            shape = [sizes.get(str(n), n) for n in self.facts.gate.inputs[1]["shape"]]
+            lines.append(f"gate = random({', '.join(map(str, shape))})")
+        for table in self.facts.tables.values():
+            dims = ", ".join(str(sizes.get(str(n), n)) for n in table.shape)
+            if table.values is not None:
+                lines.append(f"{table.name} = torch.tensor({list(table.values)}, device=device)")
+            elif table.kind.value == "int":
+                lines.append(f"{table.name} = torch.randint(0, 3, ({dims},), device=device, dtype=torch.int32)")
+            else:
+                lines.append(f"{table.name} = torch.randn({dims}, device=device)")
+        return lines
+
+    def _compare(self) -> list[str]:
+        facts = self.facts
+        gate = ["gate"] if facts.gate else []
+        lists = [] if facts.ranges else [f"lists_of({', '.join(['q', 'k', *self.extras()])})"]
+        forward = ["q", "k", "v", *gate, *facts.tables, *lists]
+        if facts.rank > 1 and facts.open_lengths():
+            forward.append(f"tokens=({', '.join(facts.open_lengths())},)")
+        first = "[0]" if facts.lse else ""
+        return [
+            f"want = dense({', '.join(['q', 'k', 'v', *gate, *self.extras()])}){first}",
+            f"got = forward({', '.join(forward)}){first}",
+            "error = ((got - want).norm() / want.norm()).item()",
+            'print(f"relative error {error:.2e}")',
+            "return error",
+        ]
+
+
+HELPERS = [
+    "def _min(a, b):",
+    '    """Smaller of two tensors or numbers."""',
+    "    return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))",
+    "",
+    "",
+    "def _max(a, b):",
+    '    """Greater of two tensors or numbers."""',
+    "    return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))",
+    "",
+    "",
+    "def _unflatten(index, lengths):",
+    '    """Row-major coordinates of flat token indices."""',
+    "    coordinates = []",
+    "    for length in reversed(lengths):",
+    "        coordinates.append(index % length)",
+    "        index = index // length",
+    "    return coordinates[::-1]",
+]
+COMPRESSED = [
+    "def _tile_of(tokens, lengths, sides, order, classes):",
+    '    """Flat tile index of every token, residue classes outermost where `classes`, and the number of tiles."""',
+    "    tile, residue, tiles, residues = 0, 0, 1, 1",
+    "    for x, length, side, step in zip(_unflatten(torch.arange(tokens), lengths), lengths, sides, order):",
+    "        count = -(-(-(-length // step)) // side)",
+    "        tile, tiles = tile * count + x // step // side, tiles * count",
+    "        residue, residues = residue * step + x % step, residues * step",
+    "    return (residue * tiles + tile, residues * tiles) if classes else (tile, tiles)",
+    "",
+    "",
+    "def _compressed(chosen):",
+    '    """begin, end and tiles: row i (batch, head, query tile) holds tiles[begin[i] : end[i]]."""',
+    "    end = chosen.sum(3).flatten().cumsum(0).to(torch.int32)",
+    "    begin = torch.cat([end.new_zeros(1), end[:-1]])",
+    "    return begin, end, torch.cat([chosen.nonzero()[:, 3].to(torch.int32), end.new_zeros(1)])",
+]
+
+
+def _dtype(name: str) -> str:
+    return f"torch.{name}"

@@ -1,0 +1,161 @@
+"""What a printer needs to know of a kernel, read off its plan once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from attncc.ir.expr import Expr, Table, const, tables
+from attncc.ir.graph import Graph, GraphOp, Node, table_of
+from attncc.passes.plan import KernelPlan
+from attncc.passes.tiles import the_mask
+from attncc.targets import Target
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Columns `start : start + width` of a head, `valid` of them real: matrix units want powers of two of at least 16."""
+
+    start: int
+    width: int
+    valid: int
+
+    @property
+    def padded(self) -> bool:
+        return self.valid < self.width
+
+
+def chunks(width: int) -> tuple[Chunk, ...]:
+    """A head's columns in descending powers of two, the last padded to 16: 96 = 64 + 32, 72 = 64 + 16 (8 valid)."""
+    found, start = [], 0
+    while start < width:
+        left = width - start
+        size = max(16, 1 << (left.bit_length() - 1))
+        # One padded chunk beats several small ones where little is wasted, as 24 = 32 columns with 8 idle.
+        if left > 16 and left * 4 >= 3 * (size * 2) and left != size:
+            size *= 2
+        found.append(Chunk(start, size, min(size, left)))
+        start += size
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One kernel on one target."""
+
+    plan: KernelPlan
+    target: Target
+
+    @cached_property
+    def body(self) -> Graph:
+        return self.plan.graph
+
+    @property
+    def rank(self) -> int:
+        return self.body.rank
+
+    @cached_property
+    def mask(self) -> Node:
+        return the_mask(self.body)
+
+    @property
+    def residual(self) -> Expr | None:
+        """The part of the mask that is no band; None where there is none."""
+        residual: Expr = self.mask["residual"]
+        return None if residual is const(True) else residual
+
+    @cached_property
+    def maps(self) -> list[Expr]:
+        """Score maps in order."""
+        return [n["value"] for n in self.body.find(GraphOp.MAP)]
+
+    @cached_property
+    def inputs(self) -> dict[str, Node]:
+        """Input nodes by name."""
+        return {n["name"]: n for n in self.body.find(GraphOp.INPUT)}
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """Tables that expressions read, by name."""
+        streamed = ("q", "k", "v", "gate")
+        return {name: table_of(n) for name, n in self.inputs.items() if name not in streamed}
+
+    @cached_property
+    def heads(self) -> tuple[int, int, int]:
+        """Query, key and value heads."""
+        q, k, v = (int(self.inputs[name]["shape"][1]) for name in "qkv")
+        return q, k, v
+
+    @cached_property
+    def dtype(self) -> str:
+        """Element type of q, k, v and the output."""
+        return str(self.inputs["q"]["dtype"])
+
+    @cached_property
+    def width(self) -> int:
+        """Columns of q and k."""
+        return int(self.inputs["q"]["shape"][3])
+
+    @cached_property
+    def value_width(self) -> int:
+        """Columns of v and the output."""
+        return int(self.inputs["v"]["shape"][3])
+
+    @property
+    def softmax(self) -> bool:
+        return bool(self.weights["row_class"] == "softmax")
+
+    @cached_property
+    def weights(self) -> Node:
+        return self.body.find(GraphOp.WEIGHTS)[0]
+
+    @cached_property
+    def scale(self) -> float:
+        return float(self.body.find(GraphOp.SCORES)[0]["scale"])
+
+    @cached_property
+    def gate(self) -> Node | None:
+        found = self.body.find(GraphOp.GATE)
+        return found[0] if found else None
+
+    @property
+    def lse(self) -> bool:
+        return any(name == "lse" for name, _ in self.body.outputs)
+
+    @property
+    def q_rows(self) -> int:
+        """Rows of a query tile."""
+        return prod(self.plan.q_tile)
+
+    @property
+    def k_rows(self) -> int:
+        """Rows of a key tile."""
+        return prod(self.plan.k_tile)
+
+    @property
+    def boxes(self) -> bool:
+        """Whether keys and values come by bulk copy where the tensors allow it."""
+        return any(v.address == "box" for v in self.plan.views)
+
+    def open_lengths(self) -> list[str]:
+        """Names of the lengths given at run time: `nq0`, `nk0`, .. ."""
+        axes = (("nq", self.body.query), ("nk", self.body.key))
+        return [f"{side}{a}" for side, lengths in axes for a, n in enumerate(lengths) if n is None]
+
+    def length(self, side: str, axis: int) -> str:
+        """Code for the length of an axis: a literal, or the name of an argument."""
+        known: Any = (self.body.query if side == "q" else self.body.key)[axis]
+        return f"n{side}{axis}" if known is None else str(known)
+
+    @property
+    def ranges(self) -> bool:
+        """Whether the kernel computes its key tiles itself."""
+        return self.plan.block_mask == "ranges"
+
+    @property
+    def signed_infinity(self) -> bool:
+        """Whether a score map may give -inf of its own accord: a table of the caller may hold it."""
+        return any(t.values is None for e in self.maps for t in tables(e))
+

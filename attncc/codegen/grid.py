@@ -1,0 +1,82 @@
+"""Prints tile and token arithmetic: from a tile's index to the coordinates of its tokens, and from coordinates to offsets."""
+
+from __future__ import annotations
+
+from math import prod
+
+from attncc.codegen.facts import Facts
+
+
+def inner(sizes: tuple[int, ...], axis: int) -> int:
+    """Elements spanned by one step on an axis of a row-major box."""
+    return prod(sizes[axis + 1 :])
+
+
+def tile_axis(facts: Facts, side: str, index: str, axis: int) -> str:
+    """Tile coordinate on an axis from a flat tile index."""
+    code = index
+    below = [tile_count(facts, side, a) for a in range(axis + 1, facts.rank)]
+    if below:
+        code += f" // ({' * '.join(below)})" if len(below) > 1 else f" // {below[0]}"
+    return code if axis == 0 else f"{code} % {tile_count(facts, side, axis)}"
+
+
+def tile_count(facts: Facts, side: str, axis: int) -> str:
+    """Tiles on an axis (of the longest class): a literal, or the name of a scalar computed in the kernel."""
+    known = (facts.body.query if side == "q" else facts.body.key)[axis]
+    if known is None:
+        return f"{side}_tiles{axis}"
+    tile = facts.plan.q_tile if side == "q" else facts.plan.k_tile
+    return str(-(-(-(-known // facts.body.order[axis])) // tile[axis]))
+
+
+def tile_count_lines(facts: Facts, side: str) -> list[str]:
+    """Computes the tile counts of open axes that flat indices need."""
+    lengths = facts.body.query if side == "q" else facts.body.key
+    tile = facts.plan.q_tile if side == "q" else facts.plan.k_tile
+    return [
+        f"{side}_tiles{a} = tl.cdiv({facts.length(side, a)}, {tile[a] * facts.body.order[a]})"
+        for a in range(facts.rank)
+        if lengths[a] is None and (a > 0 or side == "q")
+    ]
+
+
+def within(sizes: tuple[int, ...], lane: str, axis: int) -> str:
+    """Coordinate of a lane inside its tile."""
+    step = inner(sizes, axis)
+    code = lane if step == 1 else f"{lane} // {step}"
+    return code if axis == 0 else f"{code} % {sizes[axis]}"
+
+
+def scaled(code: str, factor: int) -> str:
+    """code * factor, with the parentheses that are needed."""
+    if factor == 1:
+        return code
+    return f"{code} * {factor}" if code.replace("_", "").isalnum() else f"({code}) * {factor}"
+
+
+def class_length(facts: Facts, side: str, axis: int) -> str:
+    """Tokens of an axis in the residue class of this program."""
+    classes = facts.body.order[axis]
+    length = facts.length(side, axis)
+    return length if classes == 1 else f"({length} - r{axis} + {classes - 1}) // {classes}"
+
+
+def flat_token(facts: Facts, side: str, coordinates: list[str]) -> str:
+    """Row-major token index of coordinates on the whole grid."""
+    code = coordinates[0]
+    for axis in range(1, facts.rank):
+        code = f"{code if axis == 1 else f'({code})'} * {facts.length(side, axis)} + {coordinates[axis]}"
+    return code
+
+
+def grid_coordinate(facts: Facts, coordinate: str, axis: int) -> str:
+    """A coordinate within its class, on the whole grid."""
+    classes = facts.body.order[axis]
+    return coordinate if classes == 1 else f"({coordinate} * {classes} + r{axis})"
+
+
+def tokens(facts: Facts, side: str) -> str:
+    """Code for the number of tokens."""
+    parts = [facts.length(side, a) for a in range(facts.rank)]
+    return str(prod(map(int, parts))) if all(p.isdigit() for p in parts) else " * ".join(parts)

@@ -1,0 +1,291 @@
+"""Prints the kernel: where a program finds its rows, the calls of the loop, the epilogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from attncc.codegen import grid
+from attncc.codegen.expressions import code
+from attncc.codegen.facts import Chunk, Facts
+from attncc.codegen.lines import call, filled, indented, used
+from attncc.codegen.visit import Visit
+from attncc.ir.expr import const
+
+LN2 = 0.6931471805599453
+LISTS = ["full_begin", "full_end", "full_tiles", "partial_begin", "partial_end", "partial_tiles"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel and the arguments it takes, for the kernel's printer and its launcher's."""
+
+    facts: Facts
+
+    @cached_property
+    def visit(self) -> Visit:
+        return Visit(self.facts)
+
+    # ---- arguments -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def tensors(self) -> list[str]:
+        """Operands with strides, in the kernel's order."""
+        return ["q", "k", "v", *(["gate"] if self.facts.gate else []), "out"]
+
+    @property
+    def pointers(self) -> list[str]:
+        """Arguments that are tensors or descriptors."""
+        boxes = [*self.visit.box_names("k"), *self.visit.box_names("v")]
+        lists = [] if self.facts.ranges else LISTS
+        lse = ["lse"] if self.facts.lse else []
+        return [*self.tensors, *lse, *self.facts.tables, *boxes, *lists]
+
+    @property
+    def scalars(self) -> list[tuple[str, str]]:
+        """Run-time numbers with their types; none of them triggers a recompile."""
+        strides = [(f"{t}_{axis}", "tl.int64") for t in self.tensors for axis in "bhn"]
+        lists = [] if self.facts.ranges else [("lists_b", "tl.int64"), ("lists_h", "tl.int64")]
+        return [*strides, *lists, *((name, "tl.int32") for name in self.facts.open_lengths())]
+
+    @property
+    def constants(self) -> list[str]:
+        """Compile-time arguments: with the pointers' types, the specialisation key."""
+        return ["ALIGNED", "INDEX", *(["BOX"] if self.facts.boxes else [])]
+
+    # ---- the kernel --------------------------------------------------------------------------------------------------------------
+
+    def function(self) -> list[str]:
+        """The whole kernel."""
+        arguments = [
+            *self.pointers,
+            *(f"{name}: {kind}" for name, kind in self.scalars),
+            *(f"{name}: tl.constexpr" for name in self.constants),
+        ]
+        body = self._body()
+        return [
+            *self._decorator(),
+            *call(f"def {self.facts.plan.name}", arguments, "):"),
+            f'    """{self._about()}"""',
+            *indented(body),
+        ]
+
+    def _decorator(self) -> list[str]:
+        """Neither a length nor a stride triggers a recompile: unspecialised, and typed where they are declared."""
+        names = [f'"{name}"' for name, _ in self.scalars]
+        return ["@triton.jit(", "    do_not_specialize=[", *indented(filled(names), 2), "    ]", ")"]
+
+    def _about(self) -> str:
+        rows = "query tiles" if self.facts.body.order == (1,) * self.facts.rank else "residue classes x query tiles"
+        return f"Grid ({rows}, heads, batch). Strides in elements, rows contiguous."
+
+    def _body(self) -> list[str]:
+        return [
+            *self._program(),
+            *self._rows(),
+            "# Bands: the first and last key of each row on each axis (spec: mask)",
+            *self._bands(),
+            *self._queries(),
+            *self._initial(),
+            *self._calls(),
+            *self._epilogue(),
+        ]
+
+    def _program(self) -> list[str]:
+        lines = [
+            "row = tl.program_id(0)" if self.facts.plan.row_order == "ascending" else
+            "row = tl.num_programs(0) - 1 - tl.program_id(0)  # long rows first",
+            "h = tl.program_id(1)",
+            "b = tl.program_id(2)",
+        ]  # fmt: skip
+        for tensor in self.tensors:
+            heads = {"k": self._head("k"), "v": self._head("v")}.get(tensor, "h")
+            lines.append(f"{tensor} += b * _step({tensor}_b, ALIGNED) + {heads} * _step({tensor}_h, ALIGNED)")
+        lines += [f"{t}_n = _step({t}_n, ALIGNED).to(INDEX)" for t in self.tensors]
+        return [*lines, *grid.tile_count_lines(self.facts, "q"), *grid.tile_count_lines(self.facts, "k")]
+
+    def _head(self, operand: str) -> str:
+        group = self.facts.heads[0] // self.facts.heads[1 if operand == "k" else 2]
+        return "h" if group == 1 else f"(h // {group})"
+
+    def _rows(self) -> list[str]:
+        """Coordinates of this program's queries, clamped into the grid so that rows past its end repeat the last one."""
+        facts, sides = self.facts, self.facts.plan.q_tile
+        lines = self._residues()
+        tile = "row" if prod(facts.body.order) == 1 else f"row % ({self._tiles_per_class()})"
+        lines += [f"tile = {tile}", f"lane = tl.arange(0, {facts.q_rows})"] if facts.rank > 1 or tile != "row" else []
+        name = "tile" if facts.rank > 1 or tile != "row" else "row"
+        lane = "lane" if name == "tile" else f"tl.arange(0, {facts.q_rows})"
+        for a in range(facts.rank):
+            at = grid.scaled(grid.tile_axis(facts, "q", name, a), sides[a])
+            lines.append(f"q{a} = {at} + {grid.within(sides, lane, a)}")
+        lengths = [grid.class_length(facts, "q", a) for a in range(facts.rank)]
+        tests = [f"q{a} < {n}" for a, n in enumerate(lengths)]
+        lines.append(f"inside = {tests[0] if len(tests) == 1 else ' & '.join(f'({t})' for t in tests)}")
+        lines += [self._clamped_row(a, n) for a, n in enumerate(lengths)]
+        token = grid.flat_token(facts, "q", [grid.grid_coordinate(facts, f"q{a}", a) for a in range(facts.rank)])
+        return [*lines, f"token = {token}"]
+
+    def _clamped_row(self, axis: int, length: str) -> str:
+        clamped = f"tl.minimum(q{axis}, {length} - 1)"
+        return f"q{axis} = {clamped if self.facts.body.order[axis] == 1 else f'tl.maximum({clamped}, 0)'}"
+
+    def _residues(self) -> list[str]:
+        order = self.facts.body.order
+        if prod(order) == 1:
+            return []
+        lines = [f"residue = row // ({self._tiles_per_class()})"]
+        for a, d in enumerate(order):
+            step = grid.inner(order, a)
+            value = f"residue // {step} % {d}" if step > 1 else f"residue % {d}"
+            lines += [f"r{a} = {value}"] if d > 1 else []
+        return lines
+
+    def _tiles_per_class(self) -> str:
+        return " * ".join(grid.tile_count(self.facts, "q", a) for a in range(self.facts.rank))
+
+    def _bands(self) -> list[str]:
+        lines = [*self.visit.band_lines(), *self.visit.row_value_lines()]
+        if not self.facts.ranges:
+            return lines
+        (low, high) = self.facts.mask["bands"][0]
+        vector = self.visit.is_vector
+        least = ("tl.min(low0, 0)", "tl.max(low0, 0)") if vector(low) else ("low0", "low0")
+        most = ("tl.max(high0, 0)", "tl.min(high0, 0)") if vector(high) else ("high0", "high0")
+        n = self.facts.k_rows
+        zero = low is const(0)
+        return [
+            *lines,
+            "# Key tiles first:last are visited, full_first:full_last of them need no mask",
+            f"first = {'0' if zero else f'{least[0]} // {n}'}",
+            f"last = tl.maximum(({most[0]} + {n}) // {n}, first)",
+            f"full_first = {'0' if zero else f'tl.minimum(({least[1]} + {n - 1}) // {n}, last)'}",
+            f"full_last = tl.minimum(tl.maximum(({most[1]} + 1) // {n}, full_first), last)",
+        ]
+
+    def _queries(self) -> list[str]:
+        lines = ["at = token.to(INDEX)[:, None]"]
+        return lines + [self._load("q", f"q_part{i}", c) for i, c in enumerate(self.visit.key_chunks)]
+
+    def _load(self, tensor: str, name: str, chunk: Chunk) -> str:
+        offset, mask = _columns(chunk)
+        extra = f", mask={mask}, other=0.0" if mask else ""
+        return f"{name} = tl.load({tensor} + at * {tensor}_n + {offset}{extra})"
+
+    def _initial(self) -> list[str]:
+        rows = self.facts.q_rows
+        state = [f'm = tl.full([{rows}], float("-inf"), tl.float32)', f"l = tl.zeros([{rows}], tl.float32)"]
+        sums = [f"acc{i} = tl.zeros([{rows}, {c.width}], tl.float32)" for i, c in enumerate(self.visit.value_chunks)]
+        return [*(state if self.facts.softmax else []), *sums]
+
+    def _calls(self) -> list[str]:
+        every = self.facts.plan.mask_policy == "every tile"
+        return self._range_calls(every) if self.facts.ranges else self._list_calls(every)
+
+    def _range_calls(self, every: bool) -> list[str]:
+        if every:
+            return self.visit.call("first", "last", True, gap_at="last", gap="0")
+        return [
+            *self.visit.call("full_first", "full_last", False, gap_at="0", gap="0"),
+            "gap = full_last - full_first",
+            *self.visit.call("first", "last - gap", True, gap_at="full_first", gap="gap"),
+        ]
+
+    def _list_calls(self, every: bool) -> list[str]:
+        lines = ["lists = b * lists_b + h * lists_h + row"]
+        for name, partial in (("full", every), ("partial", True)):
+            begin, end = (f"tl.load({name}_{side} + lists)" for side in ("begin", "end"))
+            lines += self.visit.call(begin, end, partial, tiles=f"{name}_tiles")
+        return lines
+
+    # ---- epilogue ------------------------------------------------------------------------------------------------------------------
+
+    def _epilogue(self) -> list[str]:
+        lines = ["norm = tl.where(l == 0.0, 1.0, l)[:, None]  # a row without a key gives 0"] if self.facts.softmax else []
+        for i, chunk in enumerate(self.visit.value_chunks):
+            lines += self._output(i, chunk)
+        return [*lines, *self._lse()]
+
+    def _output(self, index: int, chunk: Chunk) -> list[str]:
+        offset, columns = _columns(chunk)
+        mask = f"inside[:, None] & ({columns})" if columns else "inside[:, None]"
+        value = f"acc{index} / norm" if self.facts.softmax else f"acc{index}"
+        lines = [f"o = {value}", *self._gated(chunk)]
+        return [*lines, f"tl.store(out + at * out_n + {offset}, o.to(out.dtype.element_ty), mask={mask})"]
+
+    def _gated(self, chunk: Chunk) -> list[str]:
+        gate = self.facts.gate
+        if gate is None:
+            return []
+        _, heads, _, width = gate.inputs[1]["shape"]
+        narrow = width == 1 and self.facts.value_width > 1
+        load = "g = tl.load(gate + at * gate_n)" if narrow else self._load("gate", "g", chunk)
+        names = self.visit.names("", "")
+        return [f"{load.rstrip()}.to(tl.float32)  # spec: gate", f"o = {code(gate['value'], names)}"]
+
+    def _lse(self) -> list[str]:
+        if not self.facts.lse:
+            return []
+        total = grid.tokens(self.facts, "q")
+        return [
+            f'natural = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * {LN2})',
+            f"tl.store(lse + (b * {self.facts.heads[0]} + h).to(tl.int64) * ({total}) + token, natural, mask=inside)",
+        ]
+
+    def helpers(self) -> list[str]:
+        """Device functions that the kernel's code calls."""
+        text = [*self.function(), *self.visit.function()]
+        names = used(list(HELPERS), text)
+        return [line for name in names for line in (*HELPERS[name], "", "")]
+
+
+def _columns(chunk: Chunk) -> tuple[str, str]:
+    """Code of a chunk's column offsets and, where it is padded, of the mask of its real columns."""
+    columns = f"tl.arange(0, {chunk.width})[None, :]"
+    offset = f"{columns} + {chunk.start}" if chunk.start else columns
+    return offset, f"{columns} < {chunk.valid}" if chunk.padded else ""
+
+
+HELPERS: dict[str, list[str]] = {
+    "_step": [
+        "@triton.jit",
+        "def _step(stride, ALIGNED: tl.constexpr):",
+        '    """A stride; ALIGNED elements are 16 bytes, a factor that makes loads wide where the caller found it (0: it did not)."""',
+        "    return stride // ALIGNED * ALIGNED if ALIGNED else stride",
+    ],
+    "_floordiv": [
+        "@triton.jit",
+        "def _floordiv(a, b):",
+        '    """a // b rounded toward minus infinity (Triton truncates)."""',
+        "    q = a // b",
+        "    return q - ((a % b != 0) & ((a < 0) != (b < 0))).to(tl.int32)",
+    ],
+    "_mod": [
+        "@triton.jit",
+        "def _mod(a, b):",
+        '    """a % b with the sign of b (Triton\'s has the sign of a)."""',
+        "    r = a % b",
+        "    return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)",
+    ],
+    "_tanh": [
+        "@triton.jit",
+        "def _tanh(x):",
+        '    """tanh without overflow, to an absolute error of 1e-7."""',
+        f"    e = tl.exp2(tl.abs(x) * {-2.0 * 1.4426950408889634!r})",
+        "    return tl.where(x < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e)",
+    ],
+    "_softplus": [
+        "@triton.jit",
+        "def _softplus(x):",
+        '    """log(1 + exp(x)) without overflow."""',
+        "    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))",
+    ],
+    "_pow": [
+        "@triton.jit",
+        "def _pow(x, p):",
+        '    """x ** p for x >= 0."""',
+        "    return tl.exp2(p * tl.log2(x))",
+    ],
+}
+"""Device functions a generated file may need; only those it calls are printed."""

@@ -1,0 +1,322 @@
+"""Prints the loop over key tiles: load, scores, maps, mask, weights, accumulate. Full tiles carry no mask code."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from attncc.codegen import grid
+from attncc.codegen.expressions import Names, code, hoistable
+from attncc.codegen.facts import Chunk, Facts, chunks
+from attncc.codegen.lines import call, indented, used
+from attncc.ir.expr import Expr, Table, const, variables
+from attncc.ir.ops import Interval
+from attncc.passes.canonicalize import class_length
+
+LOG2E = math.log2(math.e)
+ROW_NAMES = frozenset({"b", "h", *(f"{p}{a}" for p in ("q", "r", "nq", "nk") for a in range(3))})
+KEY_NAMES = frozenset({"b", "h", *(f"{p}{a}" for p in ("k", "r", "nq", "nk") for a in range(3))})
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The `_visit` function of one kernel."""
+
+    facts: Facts
+
+    # ---- names -----------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def box(self) -> dict[str, Interval]:
+        """What is known of coordinates wherever code runs: they have been clamped into the grid."""
+        body = self.facts.body
+        known: dict[str, Interval] = {}
+        for a in range(self.facts.rank):
+            for side in "qk":
+                known[f"{side}{a}"] = (const(0), class_length(side, a, body) - 1)
+                if (body.query if side == "q" else body.key)[a] is None:
+                    known[f"n{side}{a}"] = (const(1), const(2**31 - 1))
+            known[f"r{a}"] = (const(0), const(max(0, body.order[a] - 1)))
+        known["b"] = known["h"] = (const(0), const(2**31 - 1))
+        return known
+
+    def names(self, rows: str, keys: str, nodes: dict[Expr, str] | None = None) -> Names:
+        """Names where row and key vectors are indexed by `rows` and `keys` ("" or "[:, None]", "[None, :]")."""
+        variables = {n: n for n in ("b", "h", "s", "o", "g", *self.facts.open_lengths())}
+        variables |= {f"r{a}": f"r{a}" for a in range(3)}
+        for a in range(self.facts.rank):
+            variables |= {f"q{a}": f"q{a}{rows}", f"k{a}": f"k{a}{keys}"}
+        return Names(variables, self._load, self.box, nodes or {})
+
+    def _load(self, table: Table, index: list[str]) -> str:
+        """A table read; tables are contiguous and coordinates lie in the grid, so only the offset is computed."""
+        offset = index[0]
+        for size, i in zip(table.shape[1:], index[1:]):
+            offset = f"({offset}) * {self._size(size)} + {i}" if not offset.isidentifier() else f"{offset} * {self._size(size)} + {i}"
+        return f"tl.load({table.name} + {offset})"
+
+    def _size(self, size: int | str) -> str:
+        names = {"NQ": f"({grid.tokens(self.facts, 'q')})", "NK": f"({grid.tokens(self.facts, 'k')})", "H": str(self.facts.heads[0])}
+        return names.get(str(size), str(size))
+
+    # ---- row values hoisted out of the loop -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def pair_expressions(self) -> list[Expr]:
+        """Expressions evaluated on pairs."""
+        return [*self.facts.maps, *([self.facts.residual] if self.facts.residual is not None else [])]
+
+    @cached_property
+    def row_values(self) -> dict[Expr, str]:
+        """Table reads that depend on the query alone: loaded once a row, by name."""
+        found = [h for e in self.pair_expressions for h in hoistable(e, ROW_NAMES)]
+        return {h: f"row_value{i}" for i, h in enumerate(dict.fromkeys(found))}
+
+    @cached_property
+    def key_values(self) -> dict[Expr, str]:
+        """Table reads that depend on the key alone, by name."""
+        found = [h for e in self.pair_expressions for h in hoistable(e, KEY_NAMES) if h not in self.row_values]
+        return {h: f"key_value{i}" for i, h in enumerate(dict.fromkeys(found))}
+
+    def row_value_lines(self) -> list[str]:
+        """Loads the hoisted row values, in the kernel."""
+        return [f"{name} = {code(value, self.names('', ''))}" for value, name in self.row_values.items()]
+
+    # ---- bands -------------------------------------------------------------------------------------------------------------------
+
+    def band_lines(self) -> list[str]:
+        """First and last key of each row, by axis, in the kernel."""
+        lines = []
+        for a, (low, high) in enumerate(self.facts.mask["bands"]):
+            lines += [f"low{a} = {code(low, self.names('', ''))}", f"high{a} = {code(high, self.names('', ''))}"]
+        return lines
+
+    def is_vector(self, bound: Expr) -> bool:
+        """Whether a bound differs from row to row."""
+        return any(name.startswith("q") for name in variables(bound))
+
+    def _band_terms(self) -> list[str]:
+        terms = []
+        for a, (low, high) in enumerate(self.facts.mask["bands"]):
+            keys = f"k{a}[None, :]"
+            if low is not const(0):
+                terms.append(f"({keys} >= {self._bound(low, f'low{a}')})")
+            if self.is_vector(high) or self._crosses(a):
+                terms.append(f"({keys} <= {self._bound(high, f'high{a}')})")
+        return terms
+
+    def _bound(self, bound: Expr, name: str) -> str:
+        return f"{name}[:, None]" if self.is_vector(bound) else name
+
+    def _crosses(self, axis: int) -> bool:
+        """Whether some key tile crosses the end of the axis (or of a class), or may."""
+        length, classes = self.facts.body.key[axis], self.facts.body.order[axis]
+        return length is None or length % (self.facts.plan.k_tile[axis] * classes) != 0
+
+    # ---- the loop --------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def key_chunks(self) -> tuple[Chunk, ...]:
+        return chunks(self.facts.width)
+
+    @property
+    def value_chunks(self) -> tuple[Chunk, ...]:
+        return chunks(self.facts.value_width)
+
+    @property
+    def state(self) -> list[str]:
+        """What a row carries from tile to tile."""
+        outputs = [f"acc{i}" for i in range(len(self.value_chunks))]
+        return (["m", "l"] if self.facts.softmax else []) + outputs
+
+    def candidates(self) -> list[str]:
+        """Every name of the kernel that the loop might read."""
+        facts = self.facts
+        names = ["b", "h", *(f"r{a}" for a in range(3)), *(f"q{a}" for a in range(3))]
+        names += [f"q_part{i}" for i in range(len(self.key_chunks))]
+        names += ["k", "v", "k_n", "v_n", *self.box_names("k"), *self.box_names("v"), *facts.tables]
+        names += [f"{end}{a}" for a in range(3) for end in ("low", "high")]
+        names += [*self.row_values.values(), *facts.open_lengths(), *(f"k_tiles{a}" for a in range(3))]
+        return [*names, "tiles", "begin", "end", "gap_at", "gap"]
+
+    def box_names(self, operand: str) -> list[str]:
+        """Descriptors of an operand, one a chunk."""
+        parts = self.key_chunks if operand == "k" else self.value_chunks
+        return [f"{operand}_box{i}" for i in range(len(parts))] if self.facts.boxes else []
+
+    @cached_property
+    def arguments(self) -> list[str]:
+        """Names the loop reads, in the order they are passed."""
+        return used(self.candidates(), self._loop())
+
+    def constants(self) -> list[str]:
+        """Compile-time arguments."""
+        return used(["BOX", "INDEX", "PARTIAL"], self._loop())
+
+    def function(self) -> list[str]:
+        """The whole function."""
+        head = [*self.state, *self.arguments, *(f"{c}: tl.constexpr" for c in self.constants())]
+        about = "Online softmax over" if self.facts.softmax else "Adds up"
+        mask = "only PARTIAL tiles compute the mask." if "PARTIAL" in self.constants() else "no tile needs a mask."
+        lines = [*call("def _visit", head, "):"), f'    """{about} key tiles begin:end; {mask}"""']
+        return ["@triton.jit", *lines, *indented(self._loop()), f"    return {', '.join(self.state)}"]
+
+    def call(self, begin: str, end: str, partial: bool, **where: str) -> list[str]:
+        """One call of the function."""
+        given = {"begin": begin, "end": end, "PARTIAL": str(partial), **where}
+        arguments = [given.get(name, name) for name in (*self.state, *self.arguments, *self.constants())]
+        return call(f"{', '.join(self.state)} = _visit", arguments)
+
+    def _loop(self) -> list[str]:
+        return [*self._loop_constants(), "for i in range(begin, end):", *indented(self._body())]
+
+    def _loop_constants(self) -> list[str]:
+        return [f"lane = tl.arange(0, {self.facts.k_rows})"]
+
+    def _body(self) -> list[str]:
+        return [*self._tile(), *self._load_keys(), *self._scores(), *self._masked(), *self._accumulate()]
+
+    def _tile(self) -> list[str]:
+        if not self.facts.ranges:
+            lines = ["tile = tl.load(tiles + i)"]
+        else:
+            lines = ["tile = tl.where(i < gap_at, i, i + gap) if PARTIAL else i  # steps over the full tiles"]
+        rank, sides = self.facts.rank, self.facts.plan.k_tile
+        at = [grid.scaled(grid.tile_axis(self.facts, "k", "tile", a), sides[a]) for a in range(rank)]
+        lines += [f"at{a} = {at[a]}" for a in range(rank)]
+        return lines + [f"k{a} = at{a} + {grid.within(sides, 'lane', a)}" for a in range(rank)]
+
+    def _load_keys(self) -> list[str]:
+        return [*self._key_token(), *self._loads("k", self.key_chunks)]
+
+    def _key_token(self) -> list[str]:
+        """Token index of every key of the tile; in a partial tile, keys past the grid repeat the last one and are masked."""
+        crossing = [a for a in range(self.facts.rank) if self._crosses(a)]
+        lines, coordinates = [], []
+        for a in range(self.facts.rank):
+            last = f"{grid.class_length(self.facts, 'k', a)} - 1"
+            clamped = f"tl.minimum(k{a}, {last})"
+            if self.facts.body.order[a] > 1:
+                clamped = f"tl.maximum({clamped}, 0)"
+            if a in crossing:
+                lines.append(f"k{a}_in = {clamped} if PARTIAL else k{a}")
+            coordinates.append(grid.grid_coordinate(self.facts, f"k{a}_in" if a in crossing else f"k{a}", a))
+        flat = grid.flat_token(self.facts, "k", coordinates)
+        return [*lines, f"key = {flat if flat.isidentifier() else f'({flat})'}.to(INDEX)"]
+
+    def _loads(self, operand: str, parts: tuple[Chunk, ...]) -> list[str]:
+        rows = [self._row_load(operand, i, c) for i, c in enumerate(parts)]
+        if not self.facts.boxes:
+            return rows
+        first = [self._box_load(operand, i, c, heads_last=False) for i, c in enumerate(parts)]
+        if self.facts.rank < 3:
+            return ["if BOX:", *indented(first), "else:", *indented(rows)]
+        last = [self._box_load(operand, i, c, heads_last=True) for i, c in enumerate(parts)]
+        return ["if BOX == 1:", *indented(first), "elif BOX == 2:", *indented(last), "else:", *indented(rows)]
+
+    def _row_load(self, operand: str, index: int, chunk: Chunk) -> str:
+        columns = f"tl.arange(0, {chunk.width})[None, :]"
+        offset = f"{columns} + {chunk.start}" if chunk.start else columns
+        mask = f", mask={columns} < {chunk.valid}, other=0.0" if chunk.padded else ""
+        return f"{operand}_part{index} = tl.load({operand} + key[:, None] * {operand}_n + {offset}{mask})"
+
+    def _box_load(self, operand: str, index: int, chunk: Chunk, heads_last: bool) -> str:
+        """A box of the operand: five axes at most, so on rank-3 grids batch and heads, or heads and columns, are one axis."""
+        at = [f"at{a}" for a in range(self.facts.rank)]
+        head = kv_head(self.facts, operand)
+        heads = self.facts.heads[1 if operand == "k" else 2]
+        width = self.facts.width if operand == "k" else self.facts.value_width
+        if heads_last:
+            origin = ["b", *at, f"{grid.scaled(head, width)} + {chunk.start}"]
+        else:
+            origin = [*([f"b * {heads} + {head}"] if self.facts.rank == 3 else ["b", head]), *at, str(chunk.start)]
+        shape = f"[{self.facts.k_rows}, {chunk.width}]"
+        return f"{operand}_part{index} = tl.reshape({operand}_box{index}.load([{', '.join(origin)}]), {shape})"
+
+    def _scores(self) -> list[str]:
+        precision = dot_precision(self.facts)
+        lines = []
+        for i in range(len(self.key_chunks)):
+            into = ", s" if i else ""
+            lines.append(f"s = tl.dot(q_part{i}, tl.trans(k_part{i}){into}{precision})")
+        facts = self.facts
+        if facts.softmax and not facts.maps:
+            return [*lines, f"s *= {facts.scale * LOG2E!r}  # scale * log2(e): softmax in base 2"]
+        lines.append(f"s *= {facts.scale!r}")
+        lines += self._key_value_lines()
+        lines += [f"s = {self._pair(value)}" for value in facts.maps]
+        return [*lines, f"s *= {LOG2E!r}  # log2(e): softmax in base 2"] if facts.softmax else lines
+
+    def _key_value_lines(self) -> list[str]:
+        names = self._inside(self.names("", ""), "")
+        return [f"{name} = {code(value, names)}" for value, name in self.key_values.items()]
+
+    def _inside(self, names: Names, keys: str) -> Names:
+        """Names with key coordinates clamped into the grid, so that no table is read beyond its end."""
+        inside = {f"k{a}": f"k{a}_in{keys}" for a in range(self.facts.rank) if self._crosses(a)}
+        return replace(names, variables={**names.variables, **inside})
+
+    def _pair(self, value: Expr) -> str:
+        """Code of an expression on [rows, keys]."""
+        nodes = {e: f"{n}[:, None]" if self.is_vector(e) else n for e, n in self.row_values.items()}
+        nodes |= {e: f"{n}[None, :]" for e, n in self.key_values.items()}
+        return code(value, self._inside(self.names("[:, None]", "[None, :]", nodes), "[None, :]"))
+
+    def _masked(self) -> list[str]:
+        """The mask of a partial tile, on scores (softmax) or weights (pointwise)."""
+        terms = self._band_terms()
+        residual = self.facts.residual
+        lines = [] if self.facts.maps or residual is None else self._key_value_lines()
+        if residual is not None:
+            terms.append(f"({self._pair(residual)})")
+        if not terms:
+            return []
+        masked = [*lines, f"allowed = {' & '.join(terms)}"]
+        if self.facts.softmax:
+            masked.append('s = tl.where(allowed, s, float("-inf"))')
+        return ["if PARTIAL:", *indented(masked)]
+
+    def _accumulate(self) -> list[str]:
+        values = self._loads("v", self.value_chunks)
+        return [*self._softmax(), *values, *self._sums()] if self.facts.softmax else [*self._pointwise(), *values, *self._sums()]
+
+    def _softmax(self) -> list[str]:
+        masked = bool(self._masked())
+        pivot = 'tl.where(m_new == float("-inf"), 0.0, m_new)'
+        if not self.facts.signed_infinity:
+            pivot = f"{pivot} if PARTIAL else m_new" if masked else "m_new"
+        return [
+            "m_new = tl.maximum(m, tl.max(s, 1))",
+            f"pivot = {pivot}",
+            "p = tl.exp2(s - pivot[:, None])",
+            "rescale = tl.exp2(m - pivot)",
+            "l = l * rescale + tl.sum(p, 1)",
+            "m = m_new",
+        ]
+
+    def _pointwise(self) -> list[str]:
+        lines = [f"p = {self._pair(self.facts.weights['weight'])}"]
+        if self._masked():
+            lines.append("if PARTIAL:")
+            lines.append("    p = tl.where(allowed, p, 0.0)")
+        return lines
+
+    def _sums(self) -> list[str]:
+        precision = dot_precision(self.facts)
+        into = "acc{0} * rescale[:, None]" if self.facts.softmax else "acc{0}"
+        return [
+            f"acc{i} = tl.dot(p.to(v_part{i}.dtype), v_part{i}, {into.format(i)}{precision})" for i in range(len(self.value_chunks))
+        ]
+
+
+def kv_head(facts: Facts, operand: str) -> str:
+    """Key or value head of the query head."""
+    group = facts.heads[0] // facts.heads[1 if operand == "k" else 2]
+    return "h" if group == 1 else f"h // {group}"
+
+
+def dot_precision(facts: Facts) -> str:
+    """float32 products keep float32's precision on the matrix unit."""
+    return f', input_precision="{facts.target.fp32_precision}"' if facts.dtype == "float32" else ""
+

@@ -1,0 +1,118 @@
+"""The Plan: the only thing that codegen and the simulator read. JSON that a user can commit, diff and pin."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from attncc.errors import PlanError
+from attncc.ir.graph import Graph, GraphOp, Node
+from attncc.ir.graph_text import parse_graph, to_text
+
+Sides = tuple[int, ...]
+
+
+class Rejected(BaseModel):
+    """A candidate that was not chosen, and why."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    candidate: str
+    reason: str
+
+
+class View(BaseModel):
+    """How tiles of an operand are addressed: `rows` by pointers, `box` by a tensor descriptor (see `attncc.passes.views`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    operand: str
+    address: Literal["rows", "box"]
+
+
+class KernelPlan(BaseModel):
+    """One kernel: what it computes (`body`, a graph in text form) and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    body: tuple[str, ...]
+    q_tile: Sides
+    k_tile: Sides
+    num_warps: int = Field(ge=1)
+    num_stages: int = Field(ge=1)
+    block_mask: Literal["ranges", "lists"]
+    mask_policy: Literal["partial tiles", "every tile"]
+    row_order: Literal["ascending", "descending"]
+    views: tuple[View, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The body as a graph."""
+        return parse_graph("\n".join(self.body))
+
+    @model_validator(mode="after")
+    def _tiles_fit_the_grid(self) -> KernelPlan:
+        rank = self.graph.rank
+        for name, tile in (("q_tile", self.q_tile), ("k_tile", self.k_tile)):
+            if len(tile) != rank or any(side < 1 or side & (side - 1) for side in tile):
+                raise ValueError(f"{name}: needs {rank} powers of two, not {list(tile)}")
+        return self
+
+
+class Plan(BaseModel):
+    """What will run, on which target, for which spec."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: Literal[1] = 1
+    spec: str = Field(description="SHA-256 of the spec it was made for")
+    target: str
+    kernels: tuple[KernelPlan, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what decides the generated file: everything but the rejected candidates."""
+        data = self.model_dump(mode="json", exclude={"kernels": {"__all__": {"rejected"}}})
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return self.model_dump_json(indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that JSON text says.
+
+        Raises:
+            pydantic.ValidationError: anything that is no plan.
+        """
+        return cls.model_validate_json(text)
+
+    def check(self, spec_digest: str, target: str) -> Plan:
+        """The plan itself, if it was made for this spec and target.
+
+        Raises:
+            PlanError: it was not.
+        """
+        if self.spec != spec_digest:
+            raise PlanError(f"plan: made for another spec ({self.spec[:12]}, this one is {spec_digest[:12]})")
+        if self.target != target:
+            raise PlanError(f"plan: made for target {self.target!r}, not {target!r}")
+        return self
+
+
+def make_plan(graph: Graph, spec_digest: str, target: str) -> Plan:
+    """The plan that a graph at its last stage says."""
+    return Plan(spec=spec_digest, target=target, kernels=tuple(map(_kernel_plan, graph.find(GraphOp.KERNEL))))
+
+
+def _kernel_plan(kernel: Node) -> KernelPlan:
+    fields = {name: value for name, value in kernel.attrs if name not in ("body", "views", "rejected")}
+    return KernelPlan(
+        body=tuple(to_text(kernel["body"]).splitlines()),
+        views=tuple(View(operand=operand, address=address) for operand, address in kernel["views"]),
+        rejected=tuple(Rejected(candidate=c, reason=r) for c, r in kernel.get("rejected", ())),
+        **fields,
+    )

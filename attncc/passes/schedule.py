@@ -1,0 +1,41 @@
+"""Pass: schedule. Which form the block mask takes, which tiles are masked, in which order rows are launched."""
+
+from __future__ import annotations
+
+from attncc.ir.expr import Expr, Op, const, nodes
+from attncc.ir.graph import Graph, GraphOp, Node
+from attncc.passes.tiles import the_mask
+
+
+def schedule(graph: Graph, mask_policy: str = "partial tiles") -> Graph:
+    """The graph with block-mask form, masking policy and row order on its kernels."""
+
+    def change(n: Node) -> Node:
+        if n.op is not GraphOp.KERNEL:
+            return n
+        mask = the_mask(n["body"])
+        return n.with_attrs(block_mask=_form(n["body"], mask), mask_policy=mask_policy, row_order=_row_order(mask))
+
+    return graph.rewrite(change)
+
+
+def _form(body: Graph, mask: Node) -> str:
+    """`ranges`: computed in the kernel from the bands of its rows. `lists`: read from arrays made by the host or on the device."""
+    simple = body.rank == 1 and mask["residual"] is const(True) and not any(map(_jumps, mask["bands"][0]))
+    return "ranges" if simple else "lists"
+
+
+def _jumps(bound: Expr) -> bool:
+    """Whether a bound can leap over keys between neighbouring queries, so that a range would hold empty tiles: it multiplies."""
+    return any(n.op is Op.MUL for n in nodes(bound) if _scales(n))
+
+
+def _scales(n: Expr) -> bool:
+    return not any(a.op is Op.FLOORDIV for a in n.args)
+
+
+def _row_order(mask: Node) -> str:
+    """Long rows first where rows grow with the query (causal masks), so that no long row is left to the end."""
+    low, high = mask["bands"][0]
+    grows = any(n.op is Op.VAR and n.value == "q0" for n in nodes(high)) and low.op is Op.CONST
+    return "descending" if grows else "ascending"
