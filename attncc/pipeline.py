@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 from attncc.ir.graph import Graph, Stage
 from attncc.ir.verify import verify
@@ -22,7 +22,11 @@ Watch = Callable[[str, Graph], None]
 
 
 def plan(
-    spec: AttentionSpec, target: str, q_tile: Shape | None = None, k_tile: Shape | None = None, watch: Watch | None = None
+    spec: AttentionSpec,
+    target: str,
+    q_tile: Shape | None = None,
+    k_tile: Shape | None = None,
+    watch: Watch | None = None,
 ) -> Plan:
     """The plan of a spec on a target.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from attncc.codegen import grid
 from attncc.codegen.expressions import Names, code
 from attncc.codegen.facts import Facts
 from attncc.codegen.lines import indented
@@ -50,7 +49,10 @@ class Dense:
 
     def _formula(self) -> list[str]:
         facts = self.facts
-        lines = [f"keep = allowed({', '.join(['q', 'k', *self.extras()])})", *(self._coordinates() if facts.maps else [])]
+        lines = [
+            f"keep = allowed({', '.join(['q', 'k', *self.extras()])})",
+            *(self._coordinates() if facts.maps else []),
+        ]
         lines.append("q, k, v = q.double(), k.double(), v.double()")
         for operand, heads in zip("kv", facts.heads[1:]):
             if heads != facts.heads[0]:
@@ -65,8 +67,8 @@ class Dense:
         lines = [f"mask = allowed({', '.join(['q', 'k', *self.extras()])}).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])"]
         for side, sides in (("q", facts.plan.q_tile), ("k", facts.plan.k_tile)):
             lengths = ", ".join(facts.length(side, a) for a in range(facts.rank))
-            order = facts.body.order if side == "q" else (0,) * facts.rank
-            lines.append(f"{side}_of, {side}_count = _tile_of({side}.shape[2], ({lengths},), {sides}, {facts.body.order}, {order != (0,) * facts.rank})")
+            tiles = f"_tile_of({side}.shape[2], ({lengths},), {sides}, {facts.body.order}, {side == 'q'})"
+            lines.append(f"{side}_of, {side}_count = {tiles}")
         lines += [
             "rows = torch.nn.functional.one_hot(q_of, q_count).double().T.to(q.device)",
             "columns = torch.nn.functional.one_hot(k_of, k_count).double().to(q.device)",
@@ -94,7 +96,10 @@ class Dense:
             lines.append(f"{names}{',' if facts.rank == 1 else ''} = _unflatten({index}{shape}, ({lengths},))")
         for a, d in enumerate(facts.body.order):
             if d > 1:
-                lines += [f"same{a}, r{a} = q{a} % {d} == k{a} % {d}, q{a} % {d}", f"q{a}, k{a} = q{a} // {d}, k{a} // {d}"]
+                lines += [
+                    f"same{a}, r{a} = q{a} % {d} == k{a} % {d}, q{a} % {d}",
+                    f"q{a}, k{a} = q{a} // {d}, k{a} // {d}",
+                ]
         return lines
 
     def _mask(self) -> str:
@@ -126,13 +131,17 @@ class Dense:
         counts = {side: prod(lengths) for side, lengths in tokens.items()}
         lines = [
             'device = "cuda" if torch.cuda.is_available() else "cpu"',
-            f'random = lambda *shape: torch.randn(*shape, device=device).to({_dtype(facts.dtype)})',
+            f"random = lambda *shape: torch.randn(*shape, device=device).to({_dtype(facts.dtype)})",
             f"q, k = random(2, {facts.heads[0]}, {counts['q']}, {facts.width}), random(2, {facts.heads[1]}, {counts['k']}, {facts.width})",
             f"v = random(2, {facts.heads[2]}, {counts['k']}, {facts.value_width})",
         ]
         lines += self._inputs(counts)
         lines += [f"{name} = {tokens[name[1]][int(name[2])]}" for name in facts.open_lengths()]
-        return ["def check():", '    """Compares the kernel with the dense formula on random inputs."""', *indented([*lines, *self._compare()])]
+        return [
+            "def check():",
+            '    """Compares the kernel with the dense formula on random inputs."""',
+            *indented([*lines, *self._compare()]),
+        ]
 
     def _sample(self, side: str) -> tuple[int, ...]:
         known = self.facts.body.query if side == "q" else self.facts.body.key

@@ -7,8 +7,8 @@ the floor forms `_floordiv` and `_mod` elsewhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Callable, Mapping
 
 from attncc.ir.expr import Expr, Kind, Op, Table, const, nodes, variables
 from attncc.ir.intervals import interval
@@ -104,5 +104,3 @@ def hoistable(root: Expr, known: frozenset[str]) -> list[Expr]:
         return [root]
     found = [h for a in root.args for h in hoistable(a, known)]
     return list(dict.fromkeys(found))
-
-

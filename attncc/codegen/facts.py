@@ -158,4 +158,3 @@ class Facts:
     def signed_infinity(self) -> bool:
         """Whether a score map may give -inf of its own accord: a table of the caller may hold it."""
         return any(t.values is None for e in self.maps for t in tables(e))
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from attncc.codegen.facts import Facts
+from attncc.passes.tiles import ceildiv
 
 
 def inner(sizes: tuple[int, ...], axis: int) -> int:
@@ -27,7 +28,7 @@ def tile_count(facts: Facts, side: str, axis: int) -> str:
     if known is None:
         return f"{side}_tiles{axis}"
     tile = facts.plan.q_tile if side == "q" else facts.plan.k_tile
-    return str(-(-(-(-known // facts.body.order[axis])) // tile[axis]))
+    return str(ceildiv(ceildiv(known, facts.body.order[axis]), tile[axis]))
 
 
 def tile_count_lines(facts: Facts, side: str) -> list[str]:

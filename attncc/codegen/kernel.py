@@ -202,7 +202,7 @@ class Kernel:
     # ---- epilogue ------------------------------------------------------------------------------------------------------------------
 
     def _epilogue(self) -> list[str]:
-        lines = ["norm = tl.where(l == 0.0, 1.0, l)[:, None]  # a row without a key gives 0"] if self.facts.softmax else []
+        lines = ["norm = (1.0 / tl.where(l == 0.0, 1.0, l))[:, None]  # a row without a key gives 0"] if self.facts.softmax else []
         for i, chunk in enumerate(self.visit.value_chunks):
             lines += self._output(i, chunk)
         return [*lines, *self._lse()]
@@ -210,7 +210,7 @@ class Kernel:
     def _output(self, index: int, chunk: Chunk) -> list[str]:
         offset, columns = _columns(chunk)
         mask = f"inside[:, None] & ({columns})" if columns else "inside[:, None]"
-        value = f"acc{index} / norm" if self.facts.softmax else f"acc{index}"
+        value = f"acc{index} * norm" if self.facts.softmax else f"acc{index}"
         lines = [f"o = {value}", *self._gated(chunk)]
         return [*lines, f"tl.store(out + at * out_n + {offset}, o.to(out.dtype.element_ty), mask={mask})"]
 
@@ -218,7 +218,7 @@ class Kernel:
         gate = self.facts.gate
         if gate is None:
             return []
-        _, heads, _, width = gate.inputs[1]["shape"]
+        width = gate.inputs[1]["shape"][3]
         narrow = width == 1 and self.facts.value_width > 1
         load = "g = tl.load(gate + at * gate_n)" if narrow else self._load("gate", "g", chunk)
         names = self.visit.names("", "")

@@ -63,7 +63,13 @@ class Launcher:
         if facts.gate:
             lines.append(f"gate = gate.expand(-1, {facts.heads[0]}, -1, -1)")
         lines += [f"operands = ({', '.join(self.kernel.tensors)})", "aligned = _alignment(operands)"]
-        return [*lines, *self._boxes(), *self._lists(), *self._launch(), f"return {'(out, lse)' if facts.lse else 'out'}"]
+        return [
+            *lines,
+            *self._boxes(),
+            *self._lists(),
+            *self._launch(),
+            f"return {'(out, lse)' if facts.lse else 'out'}",
+        ]
 
     def _lengths(self) -> list[str]:
         if self._needs_tokens:

@@ -29,7 +29,11 @@ def emit(plan: Plan, spec_json: str) -> str:
     if record.backend == "cpu":
         raise UnsupportedError("Triton source for target cpu", "the cpu runs blocked torch", "plan for a GPU target, such as sm_90")
     if len(plan.kernels) != 1:
-        raise UnsupportedError(f"a module of {len(plan.kernels)} kernels", "a file holds one launch", "compile the parts as specs of their own")
+        raise UnsupportedError(
+            f"a module of {len(plan.kernels)} kernels",
+            "a file holds one launch",
+            "compile the parts as specs of their own",
+        )
     facts = Facts(plan.kernels[0], record)
     if facts.dtype == "float64":
         raise UnsupportedError("dtype float64 on a GPU", "matrix units have no fast float64 path here", "float32, or target cpu")
@@ -40,7 +44,14 @@ def _sections(facts: Facts, plan: Plan, spec_json: str) -> list[str]:
     kernel = Kernel(facts)
     launcher, dense = Launcher(kernel), Dense(facts)
     lines = [*_header(facts, plan, spec_json), *_imports(facts), *kernel.helpers()]
-    blocks = [kernel.visit.function(), kernel.function(), launcher.helpers(), launcher.function(), *dense.functions(), dense.check()]
+    blocks = [
+        kernel.visit.function(),
+        kernel.function(),
+        launcher.helpers(),
+        launcher.function(),
+        *dense.functions(),
+        dense.check(),
+    ]
     for block in blocks:
         lines += [*block, "", ""]
     return [*lines, 'if __name__ == "__main__":', "    check()"]
@@ -85,4 +96,12 @@ def _summary(facts: Facts, kernel: KernelPlan) -> list[str]:
 
 def _imports(facts: Facts) -> list[str]:
     boxes = ["from triton.tools.tensor_descriptor import TensorDescriptor"] if facts.boxes else []
-    return [*(["import math", ""] if facts.boxes else []), "import torch", "import triton", "import triton.language as tl", *boxes, "", ""]
+    return [
+        *(["import math", ""] if facts.boxes else []),
+        "import torch",
+        "import triton",
+        "import triton.language as tl",
+        *boxes,
+        "",
+        "",
+    ]

@@ -57,7 +57,11 @@ class Visit:
         return f"tl.load({table.name} + {offset})"
 
     def _size(self, size: int | str) -> str:
-        names = {"NQ": f"({grid.tokens(self.facts, 'q')})", "NK": f"({grid.tokens(self.facts, 'k')})", "H": str(self.facts.heads[0])}
+        names = {
+            "NQ": f"({grid.tokens(self.facts, 'q')})",
+            "NK": f"({grid.tokens(self.facts, 'k')})",
+            "H": str(self.facts.heads[0]),
+        }
         return names.get(str(size), str(size))
 
     # ---- row values hoisted out of the loop -----------------------------------------------------------------------------------------
@@ -242,7 +246,7 @@ class Visit:
             lines.append(f"s = tl.dot(q_part{i}, tl.trans(k_part{i}){into}{precision})")
         facts = self.facts
         if facts.softmax and not facts.maps:
-            return [*lines, f"s *= {facts.scale * LOG2E!r}  # scale * log2(e): softmax in base 2"]
+            return lines if self.fused_scale else [*lines, f"s *= {facts.scale * LOG2E!r}  # scale * log2(e)"]
         lines.append(f"s *= {facts.scale!r}")
         lines += self._key_value_lines()
         lines += [f"s = {self._pair(value)}" for value in facts.maps]
@@ -281,15 +285,21 @@ class Visit:
         values = self._loads("v", self.value_chunks)
         return [*self._softmax(), *values, *self._sums()] if self.facts.softmax else [*self._pointwise(), *values, *self._sums()]
 
+    @property
+    def fused_scale(self) -> bool:
+        """Whether the scale may move into the exponent, one multiply-add a score: only a positive one keeps the maximum's place."""
+        return not self.facts.maps and self.facts.scale > 0
+
     def _softmax(self) -> list[str]:
         masked = bool(self._masked())
+        scale = f" * {self.facts.scale * LOG2E!r}" if self.fused_scale else ""
         pivot = 'tl.where(m_new == float("-inf"), 0.0, m_new)'
         if not self.facts.signed_infinity:
             pivot = f"{pivot} if PARTIAL else m_new" if masked else "m_new"
         return [
-            "m_new = tl.maximum(m, tl.max(s, 1))",
+            f"m_new = tl.maximum(m, tl.max(s, 1){scale}){'  # scale * log2(e): softmax in base 2' if scale else ''}",
             f"pivot = {pivot}",
-            "p = tl.exp2(s - pivot[:, None])",
+            f"p = tl.exp2(s{scale} - pivot[:, None])",
             "rescale = tl.exp2(m - pivot)",
             "l = l * rescale + tl.sum(p, 1)",
             "m = m_new",
@@ -305,9 +315,7 @@ class Visit:
     def _sums(self) -> list[str]:
         precision = dot_precision(self.facts)
         into = "acc{0} * rescale[:, None]" if self.facts.softmax else "acc{0}"
-        return [
-            f"acc{i} = tl.dot(p.to(v_part{i}.dtype), v_part{i}, {into.format(i)}{precision})" for i in range(len(self.value_chunks))
-        ]
+        return [f"acc{i} = tl.dot(p.to(v_part{i}.dtype), v_part{i}, {into.format(i)}{precision})" for i in range(len(self.value_chunks))]
 
 
 def kv_head(facts: Facts, operand: str) -> str:
@@ -319,4 +327,3 @@ def kv_head(facts: Facts, operand: str) -> str:
 def dot_precision(facts: Facts) -> str:
     """float32 products keep float32's precision on the matrix unit."""
     return f', input_precision="{facts.target.fp32_precision}"' if facts.dtype == "float32" else ""
-

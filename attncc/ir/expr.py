@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Union
+from typing import Any
 
 
 class Kind(str, Enum):
@@ -61,16 +61,15 @@ class Op(str, Enum):
 
 @dataclass(frozen=True)
 class Table:
-    """A tensor that expressions read. `shape` names run-time sizes ("B", "H", "NQ", "NK") or gives them; `values` holds a constant's data."""
+    """A tensor that expressions read. `shape` names run-time sizes ("B", "H", "NQ", "NK") or gives them; a constant has `values`."""
 
     name: str
     kind: Kind
-    shape: tuple[Union[int, str], ...]
+    shape: tuple[int | str, ...]
     values: tuple[float, ...] | None = None
 
 
-Number = Union[int, float, bool]
-Payload = Union[Number, str, Table, "tuple[Table, int]", None]
+Number = int | float | bool
 _INTERNED: dict[tuple[Any, ...], Expr] = {}
 
 
@@ -80,7 +79,7 @@ class Expr:
     __slots__ = ("args", "kind", "op", "value")
     op: Op
     args: tuple[Expr, ...]
-    value: Payload
+    value: Any  # a number (CONST), a name (VAR), a Table (LOAD), a Table and an axis (range reductions), None
     kind: Kind
 
     def __add__(self, other: Operand) -> Expr:
@@ -155,10 +154,10 @@ class Expr:
         return from_json, (to_json(self),)
 
 
-Operand = Union[Expr, int, float, bool]
+Operand = Expr | int | float | bool
 
 
-def intern(op: Op, kind: Kind, args: tuple[Expr, ...] = (), value: Payload = None) -> Expr:
+def intern(op: Op, kind: Kind, args: tuple[Expr, ...] = (), value: Any = None) -> Expr:
     """The one node with these fields. No simplification: `apply` is the constructor that simplifies."""
     key = (op, kind, value.hex() if type(value) is float else value, *args)
     node = _INTERNED.get(key)

@@ -10,7 +10,7 @@ from attncc.ir.expr import Expr, Kind, Op, Table, apply, const, intern, var
 def to_json(node: Expr) -> Any:
     """A JSON value; `from_json` gives the same node back."""
     if node.op is Op.CONST:
-        return node.value if abs(float(node.value)) != float("inf") else [node.op.value, str(node.value)]  # type: ignore[arg-type]
+        return node.value if abs(float(node.value)) != float("inf") else [node.op.value, str(node.value)]
     if node.op is Op.VAR:
         return str(node.value) if node.kind is Kind.INT else [node.op.value, str(node.value), node.kind.value]
     args = [to_json(a) for a in node.args]

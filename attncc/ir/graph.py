@@ -8,9 +8,10 @@ What each op takes and gives, and which attributes it must carry at which stage,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Callable, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from attncc.ir.expr import Expr, Kind, Table
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from attncc.errors import GraphError
 from attncc.ir.expr import Expr, Kind, Table, var
 from attncc.ir.graph import Graph, GraphOp, Node, node, table_of
-from attncc.ir.text import parse, table_loads, to_text as expression_text
+from attncc.ir.text import parse, table_loads
+from attncc.ir.text import to_text as expression_text
 
 _INTEGERS = ["b", "h", *(f"{p}{a}" for p in ("q", "k", "r", "nq", "nk") for a in range(3))]
 VARIABLES: dict[str, Expr] = {

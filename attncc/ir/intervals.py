@@ -7,7 +7,7 @@ the whole box. Bounds of run-time tables are exact range reductions, so data kno
 from __future__ import annotations
 
 import math
-from typing import Mapping
+from collections.abc import Mapping
 
 from attncc.ir.expr import Expr, Kind, Op, Table, const, intern, nodes
 from attncc.ir.ops import TABLE, Interval

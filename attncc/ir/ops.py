@@ -8,10 +8,11 @@ An interval of an expression is a pair of expressions (lo, hi) in the same langu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
-from attncc.ir.arrays import Arrays, numpy_arrays
+from attncc.ir.arrays import numpy_arrays
 from attncc.ir.expr import Expr, Kind, Number, Op, const, intern
 
 Args = tuple[Expr, ...]
@@ -64,12 +65,12 @@ def _mul_interval(_: Expr, a: Interval, b: Interval) -> Interval:
     for x, factor in ((a, b), (b, a)):
         if factor[0] is factor[1] and factor[0].op is Op.CONST:
             c = factor[0]
-            return (x[0] * c, x[1] * c) if c.value >= 0 else (x[1] * c, x[0] * c)  # type: ignore[operator]
+            return (x[0] * c, x[1] * c) if c.value >= 0 else (x[1] * c, x[0] * c)
     return _corners(lambda x, y: x * y, a, b)
 
 
 def _positive(x: Interval) -> bool:
-    return x[0].op is Op.CONST and x[0].value > 0  # type: ignore[operator]
+    return x[0].op is Op.CONST and x[0].value > 0
 
 
 def _quotient_interval(op: Op, a: Interval, b: Interval) -> Interval:
@@ -107,10 +108,10 @@ def _abs_interval(node: Expr, a: Interval) -> Interval:
 
 def _pow_interval(_: Expr, a: Interval, b: Interval) -> Interval:
     unknown = (const(-math.inf), const(math.inf))
-    if b[0] is not b[1] or b[0].op is not Op.CONST or not (a[0].op is Op.CONST and a[0].value >= 0):  # type: ignore[operator]
+    if b[0] is not b[1] or b[0].op is not Op.CONST or not (a[0].op is Op.CONST and a[0].value >= 0):
         return unknown
     ends = (simplified(Op.POW, (a[0], b[0])), simplified(Op.POW, (a[1], b[0])))
-    return ends if b[0].value >= 0 else (ends[1], ends[0])  # type: ignore[operator]
+    return ends if b[0].value >= 0 else (ends[1], ends[0])
 
 
 def _eq_interval(_: Expr, a: Interval, b: Interval) -> Interval:
@@ -161,7 +162,7 @@ def _call(op: Op, *args: Expr) -> Expr:
 def _pow_derivative(_: Expr, a: Expr, b: Expr) -> tuple[Expr | float, ...]:
     if b.op is not Op.CONST:
         raise ValueError("the derivative of pow is known for constant exponents only")
-    return b * _call(Op.POW, a, const(float(b.value) - 1.0)), 0.0  # type: ignore[arg-type]
+    return b * _call(Op.POW, a, const(float(b.value) - 1.0)), 0.0
 
 
 def _abs_derivative(_: Expr, x: Expr) -> tuple[Expr]:
@@ -209,7 +210,7 @@ TABLE: dict[Op, Row] = {
                  lambda n, a: (_select(const(0.0) < a, const(1.0), const(0.0)),), "tl.maximum({0}, 0.0)"),
     Op.POW: Row("f", lambda xp, a, b: xp.power(a, b), _pow_interval, _pow_derivative, "_pow({0}, {1})"),
 }  # fmt: skip
-"""Rows of the ops with arguments. CONST, VAR, LOAD and the range reductions have no arguments to speak of: each interpretation names them."""
+"""Rows of the ops that are functions of their arguments; literals, variables and table reads each interpretation treats itself."""
 
 
 # ---- construction ------------------------------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def _promoted(args: Args) -> Args:
 
 
 def _to_float(x: Expr) -> Expr:
-    return const(float(x.value)) if x.op is Op.CONST else intern(Op.FLOAT, Kind.FLOAT, (x,))  # type: ignore[arg-type]
+    return const(float(x.value)) if x.op is Op.CONST else intern(Op.FLOAT, Kind.FLOAT, (x,))
 
 
 def simplified(op: Op, args: Args) -> Expr:
@@ -285,12 +286,12 @@ def _add(a: Expr, b: Expr) -> Expr | None:
     if a.op is Op.CONST:
         a, b = b, a
     if b.op is Op.CONST and a.kind is Kind.INT:
-        if b.value < 0:  # type: ignore[operator]
-            return a - const(-b.value)  # type: ignore[operator]
+        if b.value < 0:
+            return a - const(-b.value)
         if a.op is Op.ADD and a.args[1].op is Op.CONST:
-            return a.args[0] + const(a.args[1].value + b.value)  # type: ignore[operator]
+            return a.args[0] + const(a.args[1].value + b.value)
         if a.op is Op.SUB and a.args[1].op is Op.CONST:
-            return a.args[0] + const(b.value - a.args[1].value)  # type: ignore[operator]
+            return a.args[0] + const(b.value - a.args[1].value)
     return None
 
 
@@ -300,11 +301,11 @@ def _sub(a: Expr, b: Expr) -> Expr | None:
     if a is b and a.kind is Kind.INT:
         return const(0)
     if b.op is Op.CONST and a.kind is Kind.INT:
-        if b.value < 0:  # type: ignore[operator]
-            return a + const(-b.value)  # type: ignore[operator]
+        if b.value < 0:
+            return a + const(-b.value)
         if a.op in (Op.ADD, Op.SUB) and a.args[1].op is Op.CONST:
-            inner = a.args[1].value if a.op is Op.ADD else -a.args[1].value  # type: ignore[operator]
-            return a.args[0] + const(inner - b.value)  # type: ignore[operator]
+            inner = a.args[1].value if a.op is Op.ADD else -a.args[1].value
+            return a.args[0] + const(inner - b.value)
     return None
 
 

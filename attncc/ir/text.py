@@ -7,7 +7,8 @@ the few node types it knows. Nothing is ever evaluated: specs come from files.
 from __future__ import annotations
 
 import ast
-from typing import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping
 
 from attncc.errors import PredicateError
 from attncc.ir.expr import Expr, Kind, Op, Table, apply, const, load, var
@@ -18,7 +19,14 @@ _INFIX = {
     Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.FLOORDIV: "//", Op.MOD: "%",
     Op.LT: "<", Op.LE: "<=", Op.EQ: "==", Op.NE: "!=", Op.AND: "and", Op.OR: "or",
 }  # fmt: skip
-_BINARY = {ast.Add: Op.ADD, ast.Sub: Op.SUB, ast.Mult: Op.MUL, ast.Div: Op.DIV, ast.FloorDiv: Op.FLOORDIV, ast.Mod: Op.MOD}
+_BINARY = {
+    ast.Add: Op.ADD,
+    ast.Sub: Op.SUB,
+    ast.Mult: Op.MUL,
+    ast.Div: Op.DIV,
+    ast.FloorDiv: Op.FLOORDIV,
+    ast.Mod: Op.MOD,
+}
 _COMPARE = {ast.Lt: Op.LT, ast.LtE: Op.LE, ast.Eq: Op.EQ, ast.NotEq: Op.NE, ast.Gt: Op.LT, ast.GtE: Op.LE}
 _CALLS = {
     op.value: op
@@ -37,7 +45,8 @@ def to_text(root: Expr) -> str:
 
 def _print(node: Expr) -> tuple[str, int]:
     if node.op is Op.CONST:
-        literal = repr(node.value) if abs(float(node.value)) != float("inf") else f"{'-' if node.value < 0 else ''}inf"  # type: ignore[arg-type,operator]
+        infinite = isinstance(node.value, float) and math.isinf(node.value)
+        literal = repr(node.value) if not infinite else "inf" if node.value > 0 else "-inf"
         return literal, UNARY if literal.startswith("-") else ATOM
     if node.op is Op.VAR:
         return str(node.value), ATOM
@@ -51,8 +60,8 @@ def _print(node: Expr) -> tuple[str, int]:
         return f"{left} {_INFIX[node.op]} {_wrapped(parts[1], binding + 1)}", binding
     if node.op in (Op.NEG, Op.NOT):
         # A literal after a minus sign would read back as a negative literal.
-        literal = node.op is Op.NEG and node.args[0].op is Op.CONST
-        return f"{'not ' if node.op is Op.NOT else '-'}{_wrapped(parts[0], ATOM + 1 if literal else binding)}", binding
+        needed = ATOM + 1 if node.op is Op.NEG and node.args[0].op is Op.CONST else binding
+        return f"{'not ' if node.op is Op.NOT else '-'}{_wrapped(parts[0], needed)}", binding
     return f"{node.op.value}({', '.join(p[0] for p in parts)})", ATOM
 
 
@@ -101,8 +110,8 @@ class _Reader:
         return PredicateError(f"{what} at column {node.col_offset + 1}")
 
     def _Constant(self, node: ast.Constant) -> Expr:
-        if isinstance(node.value, bool) or type(node.value) in (int, float):
-            return const(node.value)  # type: ignore[arg-type]
+        if isinstance(node.value, bool | int | float):
+            return const(node.value)
         raise self._refuse(node, f"a literal must be a number, not {type(node.value).__name__},")
 
     def _Name(self, node: ast.Name) -> Expr:
@@ -115,7 +124,7 @@ class _Reader:
     def _UnaryOp(self, node: ast.UnaryOp) -> Expr:
         if isinstance(node.op, ast.USub):
             operand = self.read(node.operand)
-            return const(-operand.value) if operand.op is Op.CONST else -operand  # type: ignore[operator]
+            return const(-operand.value) if operand.op is Op.CONST else -operand
         if isinstance(node.op, ast.Not):
             return ~self.read(node.operand)
         raise self._refuse(node, f"{type(node.op).__name__} is not allowed")

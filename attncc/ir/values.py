@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from attncc.ir.arrays import Arrays, numpy_arrays
 from attncc.ir.expr import Expr, Op, Table, nodes
@@ -49,7 +50,7 @@ def _gather(table: Any, index: list[Any], xp: Arrays) -> Any:
 
 def _range(node: Expr, args: list[Any], env: Env, xp: Arrays) -> Any:
     """Least or greatest entry between two positions of one index, from a table of power-of-two ranges (see `range_tables`)."""
-    table, axis = node.value  # type: ignore[misc]
+    table, axis = node.value
     levels = env[range_name(table.name, axis, node.op)]
     size = levels.shape[axis + 1]
     low, high = (xp.minimum(xp.maximum(x, 0), size - 1) for x in args[-2:])

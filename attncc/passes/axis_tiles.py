@@ -75,7 +75,8 @@ def _ranges(low: Ints, high: Ints, q_tile: int, k_tile: int) -> tuple[tuple[Ints
     far = np.int64(1) << 40
     low, high = np.where(empty, far, low), np.where(empty, -far, high)
     low_min, low_max, high_min, high_max = (
-        reduce.reduceat(x, np.arange(0, len(x), q_tile)) for x, reduce in ((low, np.minimum), (low, np.maximum), (high, np.minimum), (high, np.maximum))
+        reduce.reduceat(x, np.arange(0, len(x), q_tile))
+        for x, reduce in ((low, np.minimum), (low, np.maximum), (high, np.minimum), (high, np.maximum))
     )
     some = high_max >= low_min
     first = np.where(some, low_min // k_tile, 0)
@@ -91,4 +92,3 @@ def _has_gaps(low: Ints, high: Ints, empty: npt.NDArray[np.bool_], q_tile: int) 
     touching = (low[1:] <= high[:-1] + 1) & (low[:-1] <= high[1:] + 1)
     same_tile = np.arange(1, len(low)) % q_tile != 0
     return bool((same_tile & ~touching & ~(empty[1:] | empty[:-1])).any())
-

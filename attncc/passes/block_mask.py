@@ -6,10 +6,11 @@ A product of bands is classified axis by axis (`axis_tiles`) and combined as a p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +104,12 @@ class BlockMask:
 
 
 def block_mask(
-    mask: BoundMask, q_tile: Shape, k_tile: Shape, tables: Mapping[str, Any] | None = None, batch: int = 1, heads: int = 1
+    mask: BoundMask,
+    q_tile: Shape,
+    k_tile: Shape,
+    tables: Mapping[str, Any] | None = None,
+    batch: int = 1,
+    heads: int = 1,
 ) -> BlockMask:
     """Classifies the tiles of a mask.
 

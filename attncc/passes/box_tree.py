@@ -7,10 +7,11 @@ the rest is evaluated element by element, in chunks, within a budget.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -179,4 +180,3 @@ def _halved(boxes: Boxes) -> Boxes:
 
 def _joined(parts: list[Boxes]) -> Boxes:
     return Boxes(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("low", "high", "owner")))
-

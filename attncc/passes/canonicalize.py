@@ -7,8 +7,8 @@ is lost. Every band lies within the key grid: a key tile that crosses the grid's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from attncc.ir.expr import Expr, Kind, Op, all_of, const, maximum, minimum, tables, var, variables
 from attncc.ir.graph import Graph, GraphOp, Node, node
@@ -116,7 +116,7 @@ def _move(op: Op, at: int, others: list[Expr], limit: Expr, low: bool) -> tuple[
         return limit - other, low
     if op is Op.SUB:
         return (limit + other, low) if at == 0 else (other - limit, not low)
-    positive = other.op is Op.CONST and int(other.value) > 0  # type: ignore[arg-type]
+    positive = other.op is Op.CONST and int(other.value) > 0
     if not positive or (op is Op.FLOORDIV and at == 1):
         return None
     if op is Op.MUL:  # x * c >= limit means x >= ceil(limit / c)
@@ -164,5 +164,5 @@ def bands_predicate(bands: tuple[Band, ...]) -> Expr:
 
 def mask_predicate(mask: Node) -> Expr:
     """The whole predicate of a canonical mask."""
-    return bands_predicate(mask["bands"]) & mask["residual"]
-
+    residual: Expr = mask["residual"]
+    return bands_predicate(mask["bands"]) & residual

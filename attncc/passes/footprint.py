@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Iterator
 
 from attncc.ir.graph import Graph, GraphOp
 from attncc.targets import Target
@@ -47,7 +47,14 @@ def configurations(body: Graph, target: Target) -> Iterator[Configuration]:
     if target.backend == "cpu":
         yield Configuration(128, 128, 1, 1, 1.0)
         return
-    for q_rows, k_rows, slowness in ((128, 128, 1.0), (128, 64, 1.06), (64, 64, 1.2), (64, 32, 1.5), (32, 32, 2.2), (16, 16, 5.0)):
+    for q_rows, k_rows, slowness in (
+        (128, 128, 1.0),
+        (128, 64, 1.06),
+        (64, 64, 1.2),
+        (64, 32, 1.5),
+        (32, 32, 2.2),
+        (16, 16, 5.0),
+    ):
         warps = 8 if q_rows * max(widths(body)) >= 128 * 128 else 4
         for stages in (3, 2, 1):
             yield Configuration(q_rows, k_rows, warps, stages, slowness * {3: 1.0, 2: 1.03, 1: 1.4}[stages])

@@ -32,7 +32,7 @@ def _dilation(predicate: Expr, axis: int) -> int:
         if term.op is Op.EQ and all(side.op is Op.MOD for side in term.args):
             (x, d), (y, e) = term.args[0].args, term.args[1].args
             if {x, y} == {var(f"q{axis}"), var(f"k{axis}")} and d is e and d.op is Op.CONST:
-                return int(d.value)  # type: ignore[arg-type]
+                return int(d.value)
     return 1
 
 
@@ -46,4 +46,3 @@ def conjuncts(predicate: Expr) -> list[Expr]:
 def _substituted(n: Node, env: dict[str, Expr]) -> Node:
     attrs = {name: substitute(value, env) if isinstance(value, Expr) else value for name, value in n.attrs}
     return node(n.op, *n.inputs, **attrs)
-

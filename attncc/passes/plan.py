@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -109,7 +109,7 @@ def make_plan(graph: Graph, spec_digest: str, target: str) -> Plan:
 
 
 def _kernel_plan(kernel: Node) -> KernelPlan:
-    fields = {name: value for name, value in kernel.attrs if name not in ("body", "views", "rejected")}
+    fields: dict[str, Any] = {name: value for name, value in kernel.attrs if name not in ("body", "views", "rejected")}
     return KernelPlan(
         body=tuple(to_text(kernel["body"]).splitlines()),
         views=tuple(View(operand=operand, address=address) for operand, address in kernel["views"]),

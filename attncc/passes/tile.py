@@ -5,10 +5,10 @@ Every candidate is either priced or rejected with its reason; the plan keeps bot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import inf, prod
-from typing import Iterator
 
 from attncc.errors import UnsupportedError
 from attncc.ir.expr import const, tables, variables
@@ -67,9 +67,7 @@ def _tiled(kernel: Node, target: Target, q_tile: Shape | None, k_tile: Shape | N
         (c.describe(), c.rejected or f"{c.price / best.price:.2f}x the price of the chosen tile") for c in candidates if c is not best
     )
     c = best.configuration
-    return kernel.with_attrs(
-        q_tile=best.q_tile, k_tile=best.k_tile, num_warps=c.num_warps, num_stages=c.num_stages, rejected=rejected
-    )
+    return kernel.with_attrs(q_tile=best.q_tile, k_tile=best.k_tile, num_warps=c.num_warps, num_stages=c.num_stages, rejected=rejected)
 
 
 def _candidates(kernel: Node, target: Target, q_tile: Shape | None, k_tile: Shape | None) -> Iterator[Candidate]:
@@ -117,7 +115,13 @@ def _priced(kernel: Node, candidate: Candidate, target: Target) -> Candidate:
     needed = shared_bytes(body, candidate.configuration, target)
     if needed > target.shared_bytes > 0:
         over = needed - target.shared_bytes
-        return Candidate(candidate.q_tile, candidate.k_tile, candidate.configuration, inf, f"{over} bytes over the shared memory of a block")
+        return Candidate(
+            candidate.q_tile,
+            candidate.k_tile,
+            candidate.configuration,
+            inf,
+            f"{over} bytes over the shared memory of a block",
+        )
     price = _work(body, candidate) * candidate.configuration.slowness
     return Candidate(candidate.q_tile, candidate.k_tile, candidate.configuration, price)
 
@@ -130,4 +134,3 @@ def _work(body: Graph, candidate: Candidate) -> float:
         mask = type(mask)(mask.bands, const(True), mask.query, mask.key, mask.order)
     found = block_mask(mask, candidate.q_tile, candidate.k_tile)
     return area * (found.full + MASKED_TILE * found.partial)
-

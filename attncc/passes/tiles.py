@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Iterator
 
 from attncc.ir.expr import Expr, const, substitute, variables
 from attncc.ir.graph import Graph, GraphOp, Node
@@ -79,7 +79,12 @@ class Tiling:
 
 def tiles_per_axis(lengths: Shape, order: Shape, tile: Shape) -> Shape:
     """Tiles that cover the longest class of every axis."""
-    return tuple(-(-(-(-n // d)) // t) for n, d, t in zip(lengths, order, tile))
+    return tuple(ceildiv(ceildiv(n, d), t) for n, d, t in zip(lengths, order, tile))
+
+
+def ceildiv(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return (a + b - 1) // b
 
 
 def unflatten(index: int, shape: Shape) -> Shape:

@@ -1,0 +1,1 @@
+"""The declarative spec: pydantic models, and their lowering to attention graphs."""

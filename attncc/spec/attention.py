@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,8 +31,8 @@ class AttentionSpec(Part):
     """
 
     version: Literal[1] = 1
-    tokens: tuple[Union[Annotated[int, Field(ge=1)], None], ...] = Field(min_length=1, max_length=3)
-    key_tokens: tuple[Union[Annotated[int, Field(ge=1)], None], ...] | None = Field(default=None, min_length=1, max_length=3)
+    tokens: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field(min_length=1, max_length=3)
+    key_tokens: tuple[Annotated[int, Field(ge=1)] | None, ...] | None = Field(default=None, min_length=1, max_length=3)
     heads: Positive
     key_heads: Positive | None = None
     value_heads: Positive | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-
 from attncc.ir.expr import Expr, Kind, Op, apply, var
 from attncc.spec.model import Part
 

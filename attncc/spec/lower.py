@@ -57,5 +57,3 @@ def _gated(spec: AttentionSpec, rows: Node) -> Node:
     shape = tuple(names[dim] for dim in SHAPES[spec.gate.granularity])
     logits = node(GraphOp.INPUT, name="gate", dtype=spec.dtype, shape=shape)
     return node(GraphOp.GATE, rows, logits, value=spec.gate.expression())
-
-

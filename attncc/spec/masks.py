@@ -6,16 +6,16 @@ code in the kernel, follows from it. `Causal`, `SlidingWindow`, `Prefix` and `Si
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from attncc.ir.expr import Expr, Kind, Table, all_of, const, load, minimum, maximum, var
+from attncc.ir.expr import Expr, Kind, Table, all_of, const, load, maximum, minimum, var
 from attncc.ir.text import INTEGER_CALLS, parse
 from attncc.spec.model import Grid, Part
 
 Align = Literal["top_left", "bottom_right"]
-PerAxis = Union[int, tuple[int, ...]]
+PerAxis = int | tuple[int, ...]
 
 
 class _Combinable(Part):
@@ -93,7 +93,7 @@ class Neighborhood(_Combinable):
     window: PerAxis
     stride: PerAxis = 1
     dilation: PerAxis = 1
-    causal: Union[bool, tuple[bool, ...]] = False
+    causal: bool | tuple[bool, ...] = False
 
     def axes(self, rank: int) -> list[tuple[int, int, int, bool]]:
         """(window, stride, dilation, causal) of every axis."""
@@ -276,7 +276,8 @@ class Not(_Combinable):
 
 
 Mask = Annotated[
-    Union[Full, Causal, SlidingWindow, Neighborhood, Segments, Prefix, Sinks, Predicate, And, Or, Not], Field(discriminator="kind")
+    Full | Causal | SlidingWindow | Neighborhood | Segments | Prefix | Sinks | Predicate | And | Or | Not,
+    Field(discriminator="kind"),
 ]
 for _model in (And, Or, Not):
     _model.model_rebuild()

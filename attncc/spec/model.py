@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Union
 
 from pydantic import BaseModel, ConfigDict
 
 from attncc.ir.expr import Expr, const, var
 
-Axes = tuple[Union[int, None], ...]
+Axes = tuple[int | None, ...]
 
 
 class Part(BaseModel):

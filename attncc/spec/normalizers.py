@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from attncc.ir.rows import Normalizer, pointwise, softmax
 from attncc.ir.expr import Op
+from attncc.ir.rows import Normalizer, pointwise, softmax
 from attncc.spec.model import Part
 
 
@@ -39,4 +39,4 @@ class ReLU(Part):
         return pointwise(Op.RELU)
 
 
-NormalizerSpec = Annotated[Union[Softmax, Sigmoid, ReLU], Field(discriminator="kind")]
+NormalizerSpec = Annotated[Softmax | Sigmoid | ReLU, Field(discriminator="kind")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -59,13 +59,13 @@ class RelativeBias(Part):
     table: str = Field(default="relative_bias", pattern=r"^[a-z][a-z0-9_]*$")
 
     def apply(self, s: Expr, grid: Grid, heads: int) -> Expr:
-        shape = ("H", *(2 * e - 1 for e in self.extent))
+        shape: tuple[int | str, ...] = ("H", *(2 * e - 1 for e in self.extent))
         steps = [grid.coordinate("k", a) - grid.coordinate("q", a) + (e - 1) for a, e in enumerate(self.extent)]
         index = [clamp(step, 0, 2 * (e - 1)) for step, e in zip(steps, self.extent)]
         return s + load(Table(self.table, Kind.FLOAT, shape), var("h"), *index)
 
 
-Score = Annotated[Union[Scale, Softcap, Alibi, RelativeBias], Field(discriminator="kind")]
+Score = Annotated[Scale | Softcap | Alibi | RelativeBias, Field(discriminator="kind")]
 
 
 def standard_slopes(heads: int) -> tuple[float, ...]:
@@ -74,4 +74,3 @@ def standard_slopes(heads: int) -> tuple[float, ...]:
     slopes = [2.0 ** (-8.0 * (h + 1) / power) for h in range(power)]
     extra = [2.0 ** (-4.0 * (2 * h + 1) / power) for h in range(heads - power)]
     return tuple(slopes + extra)
-
