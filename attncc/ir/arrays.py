@@ -29,6 +29,9 @@ class Arrays:
     logical_not: Callable[[Any], Any]
     power: Callable[[Any, Any], Any]
     to_float: Callable[[Any], Any]
+    stack: Callable[[Any], Any]
+    positions: Callable[[int, Any], Any]  # 0, 1, .. n - 1, where the array given second lives
+    floor_log2: Callable[[Any], Any]  # of positive integers
 
 
 @lru_cache
@@ -43,7 +46,7 @@ def numpy_arrays() -> Arrays:
     return Arrays(
         "numpy", np.minimum, np.maximum, np.where, np.exp, np.log, np.sqrt, np.tanh, sigmoid,
         lambda x: np.logaddexp(0.0, x), np.vectorize(math.erf, otypes=[float]), np.abs, np.logical_not, np.power,
-        lambda x: np.asarray(x, dtype=np.float64),
+        lambda x: np.asarray(x, dtype=np.float64), np.stack, lambda n, like: np.arange(n), lambda x: np.frexp(x)[1] - 1,
     )  # fmt: skip
 
 
@@ -61,6 +64,7 @@ def torch_arrays(dtype: Any = None) -> Arrays:
         unary(lambda x: torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))),
         unary(torch.erf), abs, unary(torch.logical_not), torch.pow,
         lambda x: x.to(dtype or torch.float64) if isinstance(x, torch.Tensor) else float(x),
+        torch.stack, lambda n, like: torch.arange(n, device=like.device), lambda x: torch.frexp(x.double()).exponent - 1,
     )  # fmt: skip
 
 

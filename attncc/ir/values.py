@@ -67,33 +67,31 @@ def range_name(table: str, axis: int, op: Op) -> str:
     return f"{table}@{axis}.{op.value}"
 
 
-def range_tables(root: Expr, env: Mapping[str, Any]) -> dict[str, Any]:
-    """`env` completed with what the range reductions below `root` read: O(n log n) entries each, exact for any range (numpy).
+def range_tables(root: Expr, env: Mapping[str, Any], arrays: Arrays | None = None) -> dict[str, Any]:
+    """`env` completed with what the range reductions below `root` read: O(n log n) entries each, exact for any range.
 
-    Level j of the table holds the least (greatest) of 2**j entries from each position on, so two entries cover any range.
+    Level j of the table holds the least (greatest) of 2**j entries from each position on, so two entries cover any range. Tables in
+    `env` are of the array library; with torch all is done where they live, with no wait for the device.
     """
-    import numpy as np
-
+    xp = arrays or numpy_arrays()
     done = dict(env)
     for node in nodes(root):
         if isinstance(node.value, tuple):
             table, axis = node.value
             name = range_name(table.name, axis, node.op)
             if name not in done:
-                done[name] = _levels(np.asarray(env[table.name]), axis, node.op)
-                size = max(int(np.asarray(done.get("floor_log2", ())).size), done[name].shape[axis + 1] + 2)
-                done["floor_log2"] = np.frexp(np.maximum(np.arange(size), 1))[1] - 1
+                done[name] = _levels(env[table.name], axis, node.op, xp)
+                size = max(len(done.get("floor_log2", ())), done[name].shape[axis + 1] + 2)
+                done["floor_log2"] = xp.floor_log2(xp.maximum(xp.positions(size, env[table.name]), 1))
     return done
 
 
-def _levels(data: Any, axis: int, op: Op) -> Any:
-    import numpy as np
-
-    bound = np.minimum if op is Op.RANGE_MIN else np.maximum
+def _levels(data: Any, axis: int, op: Op, xp: Arrays) -> Any:
+    bound = xp.minimum if op is Op.RANGE_MIN else xp.maximum
+    position = xp.positions(data.shape[axis], data)
     levels, step = [data], 1
     while 2 * step <= data.shape[axis]:
-        last = levels[-1]
-        shifted = np.take(last, np.minimum(np.arange(data.shape[axis]) + step, data.shape[axis] - 1), axis=axis)
-        levels.append(bound(last, shifted))
+        shifted = xp.minimum(position + step, data.shape[axis] - 1)
+        levels.append(bound(levels[-1], levels[-1][(*[slice(None)] * axis, shifted)]))
         step *= 2
-    return np.stack(levels)
+    return xp.stack(levels)
