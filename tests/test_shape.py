@@ -21,9 +21,10 @@ DOWNWARD = {
     "targets": set[str](),
     "spec": {"ir"},
     "passes": {"ir", "spec", "targets"},
-    "simulator": {"ir", "spec", "passes", "targets"},
+    "pipeline": {"ir", "spec", "passes", "targets"},
+    "simulator": {"ir", "spec", "passes", "pipeline", "targets"},
     "codegen": {"ir", "spec", "passes", "targets"},
-    "runtime": {"ir", "spec", "passes", "targets", "codegen"},
+    "runtime": {"ir", "spec", "passes", "pipeline", "targets", "codegen"},
 }
 SURFACE = {"__init__", "__main__", "api", "cli"}
 # A convenience may reach up when it is called, never when its module is imported: spec.to_block_mask() runs a pass.
