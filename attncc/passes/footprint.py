@@ -1,29 +1,35 @@
-"""Shared memory and shape of a kernel, before it is compiled: which configurations to try, and whether they fit."""
+"""Shared memory and registers of a kernel before it is compiled: which configurations to try, and which of them fit a target.
+
+Both figures are checked against compiled kernels (`tests/aot/test_footprint.py`). The query tile and the key and value tiles in flight
+stand in shared memory; scores, weights and accumulators in registers, the query tile too where matrix units read it from there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from attncc.ir.graph import Graph, GraphOp
 from attncc.targets import Target
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+SIZES = ((128, 128, 1.0), (128, 64, 1.05), (64, 128, 1.15), (64, 64, 1.2), (128, 32, 1.3), (64, 32, 1.5), (32, 32, 2.2), (16, 16, 5.0))
+"""Query rows, key rows, and the price of a multiply-add relative to the largest tile: small tiles reuse less and wait more."""
+BARRIERS = 2048
+"""Bytes for what pipelines and reductions keep beside tiles."""
+COMFORT = 160
+"""Registers of scores, weights and accumulators that leave a thread enough for addresses and masks, out of 255."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Tile rows, warps and stages; `slowness` prices a multiply-add relative to the largest tile."""
+    """Tile rows, warps and stages; `slowness` prices a multiply-add relative to the best configuration."""
 
     q_rows: int
     k_rows: int
     num_warps: int
     num_stages: int
     slowness: float
-
-    def resized(self, q_rows: int, k_rows: int) -> Configuration:
-        """The same with other tile sizes."""
-        return replace(self, q_rows=q_rows, k_rows=k_rows)
 
 
 def widths(body: Graph) -> tuple[int, int]:
@@ -34,7 +40,7 @@ def widths(body: Graph) -> tuple[int, int]:
 
 def padded(width: int) -> int:
     """Columns rounded up to what matrix units take."""
-    return -(-width // 16) * 16
+    return (width + 15) // 16 * 16
 
 
 def element_bytes(body: Graph) -> int:
@@ -42,31 +48,50 @@ def element_bytes(body: Graph) -> int:
     return BYTES[body.find(GraphOp.SCORES)[0].inputs[0]["dtype"]]
 
 
-def configurations(body: Graph, target: Target) -> Iterator[Configuration]:
-    """Configurations worth pricing, large tiles first."""
+def configurations(body: Graph, target: Target, q_rows: int | None = None, k_rows: int | None = None) -> Iterator[Configuration]:
+    """Configurations worth pricing, large tiles first; only those of the demanded sizes where there are any."""
     if target.backend == "cpu":
-        yield Configuration(128, 128, 1, 1, 1.0)
+        yield Configuration(q_rows or 128, k_rows or 128, 1, 1, 1.0)
         return
-    for q_rows, k_rows, slowness in (
-        (128, 128, 1.0),
-        (128, 64, 1.06),
-        (64, 64, 1.2),
-        (64, 32, 1.5),
-        (32, 32, 2.2),
-        (16, 16, 5.0),
-    ):
-        warps = 8 if q_rows * max(widths(body)) >= 128 * 128 else 4
-        for stages in (3, 2, 1):
-            yield Configuration(q_rows, k_rows, warps, stages, slowness * {3: 1.0, 2: 1.03, 1: 1.4}[stages])
+    sizes = dict.fromkeys((q_rows or q, k_rows or k) for q, k, _ in SIZES)
+    price = {(q, k): p for q, k, p in SIZES}
+    for q, k in sizes:
+        for warps in (4, 8):
+            for stages in (3, 2, 1):
+                depth = {3: 1.0, 2: 1.03, 1: 1.4}[stages]
+                # More warps than the accumulator fills only share the same work; too few leave latencies bare.
+                yield Configuration(q, k, warps, stages, price.get((q, k), 1.5) * depth * (1.02 if warps == 8 else 1.0))
 
 
-def shared_bytes(body: Graph, c: Configuration, target: Target) -> int:
-    """Upper bound of the shared memory of one block, in bytes: the query tile, the key and value tiles in flight, the weights."""
+def unfit(body: Graph, c: Configuration, target: Target) -> str:
+    """Why a configuration does not fit a target; empty where it does."""
     if target.backend == "cpu":
-        return 0
+        return ""
+    if c.q_rows < 16 * c.num_warps and c.num_warps > 4:
+        return f"{c.num_warps} warps for {c.q_rows} rows: matrix units take 16 rows a warp"
+    over = shared_bytes(body, c) - target.shared_bytes
+    if over > 0:
+        return f"{over} bytes over the {target.shared_bytes} of shared memory that a block may have"
+    needed = thread_registers(body, c, target)
+    smallest = c.q_rows * c.k_rows <= 16 * 16
+    return f"{needed} registers a thread for tiles alone, {COMFORT} are safe" if needed > COMFORT and not smallest else ""
+
+
+def shared_bytes(body: Graph, c: Configuration) -> int:
+    """Upper bound of the shared memory of one block, in bytes: keys and values in flight, the query tile or the weights."""
     key_width, value_width = widths(body)
     size = element_bytes(body)
-    stream = c.k_rows * (key_width + value_width) * size * max(1, c.num_stages)
-    rows = c.q_rows * key_width * size
-    weights = c.q_rows * c.k_rows * size
-    return stream + rows + weights
+    stream = c.k_rows * (key_width + value_width) * size * c.num_stages
+    split = 2 if size == 4 else 1  # float32 operands are split in two for their tf32 products
+    return stream + max(c.q_rows * key_width * size * split, c.q_rows * c.k_rows * size) + BARRIERS
+
+
+def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
+    """32-bit registers of one thread that tiles take: scores, weights, accumulators, and queries where they stand in registers."""
+    key_width, value_width = widths(body)
+    size = element_bytes(body)
+    scores = c.q_rows * c.k_rows
+    maps = len(body.find(GraphOp.MAP))
+    words = scores + scores * size // 4 + c.q_rows * value_width + (scores // 2 if maps else 0)
+    words += 0 if target.bulk_copy and size == 2 else c.q_rows * key_width * size // 4
+    return words // (c.num_warps * target.warp)

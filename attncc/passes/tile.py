@@ -1,27 +1,30 @@
 """Pass: tile. Chooses tile shapes, warps and pipeline stages that fit the target, by what the mask makes them visit.
 
-Every candidate is either priced or rejected with its reason; the plan keeps both. Some tile always fits: sizes halve until one does.
+Every configuration is priced with its best shapes, or rejected with its reason; the plan keeps both. Some tile always fits: the
+smallest one needs 16 rows a side. Pricing reads the bands of the mask, axis by axis; a residual is priced as if every tile were partial.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import product
 from math import inf, prod
 
 from attncc.errors import UnsupportedError
-from attncc.ir.expr import const, tables, variables
 from attncc.ir.graph import Graph, GraphOp, Node
-from attncc.passes.block_mask import block_mask
-from attncc.passes.footprint import Configuration, configurations, shared_bytes
-from attncc.passes.tiles import Shape, bind
+from attncc.passes.axis_tiles import axis_tiles
+from attncc.passes.footprint import Configuration, configurations, unfit
+from attncc.passes.tiles import BoundMask, Shape, Tiling, bind, class_lengths
 from attncc.targets import Target
 
 NOMINAL = {1: 4096, 2: 64, 3: 24}
 """Length of an axis given at run time, for pricing only, by rank of the grid."""
 MASKED_TILE = 1.3
 """Price of a partial tile relative to a full one: evaluating a band mask costs about a third of a tile's work."""
+LONGEST = 1 << 16
+"""Axes are priced on at most this many tokens: the choice does not depend on more."""
 
 
 @dataclass(frozen=True)
@@ -59,78 +62,84 @@ def tile(graph: Graph, target: Target, q_tile: Shape | None = None, k_tile: Shap
 
 
 def _tiled(kernel: Node, target: Target, q_tile: Shape | None, k_tile: Shape | None) -> Node:
-    candidates = [_priced(kernel, c, target) for c in _candidates(kernel, target, q_tile, k_tile)]
+    pricer = Pricer(kernel["body"])
+    candidates = [_priced(pricer, c, target, q_tile, k_tile) for c in _configurations(pricer.body, target, q_tile, k_tile)]
     best = min(candidates, key=lambda c: c.price)
     if best.rejected:
         raise UnsupportedError(f"a tile of {best.describe()} on {target.name}", best.rejected, "leave q_tile and k_tile out")
-    rejected = tuple(
-        (c.describe(), c.rejected or f"{c.price / best.price:.2f}x the price of the chosen tile") for c in candidates if c is not best
-    )
+    rejected = tuple((c.describe(), c.rejected or f"{c.price / best.price:.2f}x the price") for c in candidates if c is not best)
     c = best.configuration
     return kernel.with_attrs(q_tile=best.q_tile, k_tile=best.k_tile, num_warps=c.num_warps, num_stages=c.num_stages, rejected=rejected)
 
 
-def _candidates(kernel: Node, target: Target, q_tile: Shape | None, k_tile: Shape | None) -> Iterator[Candidate]:
-    body: Graph = kernel["body"]
-    for configuration in configurations(body, target):
-        q_shapes = [q_tile] if q_tile else shapes(configuration.q_rows, _lengths(body, "q"))
-        k_shapes = [k_tile] if k_tile else shapes(configuration.k_rows, _lengths(body, "k"))
-        for q_shape, k_shape in product(q_shapes, k_shapes):
-            sized = configuration.resized(prod(q_shape), prod(k_shape))
-            if (q_tile and sized.q_rows != prod(q_tile)) or not _worth_pricing(q_shape, k_shape):
-                continue
-            yield Candidate(q_shape, k_shape, sized)
+def _configurations(body: Graph, target: Target, q_tile: Shape | None, k_tile: Shape | None) -> Iterator[Configuration]:
+    """What the target offers, at the sizes the user insists on."""
+    demanded = (prod(q_tile) if q_tile else None, prod(k_tile) if k_tile else None)
+    for rows in demanded:
+        if rows is not None and (rows < 16 or rows & (rows - 1)):
+            raise UnsupportedError(f"a tile of {rows} tokens", "matrix units take powers of two of at least 16", "16, 32, 64 or 128 tokens")
+    return configurations(body, target, *demanded)
 
 
-def _worth_pricing(q_shape: Shape, k_shape: Shape) -> bool:
-    """Query and key tiles of like proportions: a window that suits one suits the other."""
-    return len(q_shape) == 1 or all(max(a, b) <= 4 * min(a, b) for a, b in zip(q_shape, k_shape))
+def _priced(pricer: Pricer, c: Configuration, target: Target, q_tile: Shape | None, k_tile: Shape | None) -> Candidate:
+    work, q_shape, k_shape = pricer.best(c.q_rows, c.k_rows, q_tile, k_tile)
+    reason = unfit(pricer.body, c, target)
+    return Candidate(q_shape, k_shape, c, inf if reason else work * c.slowness, reason)
+
+
+class Pricer:
+    """Prices tile shapes of one kernel; every axis and pair of sides is analysed once."""
+
+    def __init__(self, body: Graph) -> None:
+        self.body = body
+        self.sides, self.best = cache(self._sides), cache(self._best)
+
+    @cached_property
+    def mask(self) -> BoundMask:
+        """The mask over known or nominal lengths."""
+        return bind(self.body, self.lengths(self.body.query), self.lengths(self.body.key))
+
+    def lengths(self, axes: tuple[int | None, ...]) -> Shape:
+        """Lengths to price on."""
+        return tuple(NOMINAL[self.body.rank] if n is None else min(n, LONGEST) for n in axes)
+
+    def _best(self, q_rows: int, k_rows: int, q_tile: Shape | None, k_tile: Shape | None) -> tuple[float, Shape, Shape]:
+        """The cheapest shapes of a size: (work, query tile, key tile); compact ones where several cost the same."""
+        q_shapes = [q_tile] if q_tile else shapes(q_rows, self.mask.query)
+        k_shapes = [k_tile] if k_tile else shapes(k_rows, self.mask.key)
+        priced = ((self.work(q, k), _elongation(q) * _elongation(k), q, k) for q, k in product(q_shapes, k_shapes))
+        work, _, q_shape, k_shape = min(priced)
+        return work, q_shape, k_shape
+
+    def work(self, q_tile: Shape, k_tile: Shape) -> float:
+        """Tile area visited, partial tiles weighted."""
+        visited, full = 1, 1
+        for axis, (q_side, k_side) in enumerate(zip(q_tile, k_tile)):
+            axis_visited, axis_full = self.sides(axis, q_side, k_side)
+            visited, full = visited * axis_visited, full * axis_full
+        full = full if self.mask.separable else 0
+        return prod(q_tile) * prod(k_tile) * (full + MASKED_TILE * (visited - full))
+
+    def _sides(self, axis: int, q_side: int, k_side: int) -> tuple[int, int]:
+        """Visited and full tiles of one axis."""
+        tiling = Tiling(self.mask, (q_side,) * self.body.rank, (k_side,) * self.body.rank)
+        mask, rank = self.mask, self.body.rank
+        classes = [(r, class_lengths(mask.query, mask.order, (r,) * rank)[axis]) for r in range(mask.order[axis])]
+        found = axis_tiles(mask.bands[axis], axis, classes, tiling.q_tiles[axis], q_side, k_side)
+        return int(found.visited.sum()), int(found.full.sum())
+
+
+def _elongation(shape: Shape) -> float:
+    return max(shape) / min(shape)
 
 
 def shapes(rows: int, lengths: Shape) -> list[Shape]:
-    """Factorisations of a tile into power-of-two sides, none longer than its axis needs."""
+    """Factorisations of a tile into power-of-two sides; a side exceeds its axis only where the others cannot take the rest."""
     if len(lengths) == 1:
         return [(rows,)]
-    found = []
-    for side in _powers(min(rows, _next_power(lengths[0]))):
-        found += [(side, *rest) for rest in shapes(rows // side, lengths[1:])]
-    return found
+    limit = min(rows, 1 << max(0, lengths[0] - 1).bit_length())
+    return [(side, *rest) for side in _powers(limit) for rest in shapes(rows // side, lengths[1:])]
 
 
 def _powers(limit: int) -> list[int]:
     return [1 << i for i in range(limit.bit_length())]
-
-
-def _next_power(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
-
-
-def _lengths(body: Graph, side: str) -> Shape:
-    known = body.query if side == "q" else body.key
-    return tuple(NOMINAL[body.rank] if n is None else n for n in known)
-
-
-def _priced(kernel: Node, candidate: Candidate, target: Target) -> Candidate:
-    body: Graph = kernel["body"]
-    needed = shared_bytes(body, candidate.configuration, target)
-    if needed > target.shared_bytes > 0:
-        over = needed - target.shared_bytes
-        return Candidate(
-            candidate.q_tile,
-            candidate.k_tile,
-            candidate.configuration,
-            inf,
-            f"{over} bytes over the shared memory of a block",
-        )
-    price = _work(body, candidate) * candidate.configuration.slowness
-    return Candidate(candidate.q_tile, candidate.k_tile, candidate.configuration, price)
-
-
-def _work(body: Graph, candidate: Candidate) -> float:
-    """Tile area visited, partial tiles weighted; what only run time knows counts as visited everywhere and partial."""
-    area = prod(candidate.q_tile) * prod(candidate.k_tile)
-    mask = bind(body, _lengths(body, "q"), _lengths(body, "k"))
-    if tables(mask.residual) or variables(mask.residual) & {"b", "h"}:
-        mask = type(mask)(mask.bands, const(True), mask.query, mask.key, mask.order)
-    found = block_mask(mask, candidate.q_tile, candidate.k_tile)
-    return area * (found.full + MASKED_TILE * found.partial)
