@@ -1,1 +1,45 @@
 """attncc compiles a declarative attention spec into Triton kernels and bounds their speedup before anything runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attncc.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from attncc.api import compile
+    from attncc.passes.plan import Plan
+    from attncc.runtime.kernel import Kernel
+    from attncc.spec import gates, masks, normalizers, scores
+    from attncc.spec.attention import AttentionSpec
+
+_HOMES = {
+    "AttentionSpec": "attncc.spec.attention",
+    "Kernel": "attncc.runtime.kernel",
+    "Plan": "attncc.passes.plan",
+    "SpeedupReport": "attncc.simulator.report",
+    "compile": "attncc.api",
+    "simulate": "attncc.simulator",
+    "gates": "attncc.spec",
+    "masks": "attncc.spec",
+    "normalizers": "attncc.spec",
+    "scores": "attncc.spec",
+}
+"""Where each public name lives; it is imported when first asked for, so that specs and simulation never load torch."""
+
+__all__ = ["AttentionSpec", "Kernel", "Plan", "__version__", "compile", "gates", "masks", "normalizers", "scores"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attncc' has no attribute {name!r}")
+    from importlib import import_module
+
+    home = _HOMES[name]
+    if home == "attncc.spec":
+        return import_module(f"{home}.{name}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,98 @@
+"""`Kernel`: a compiled spec, to be called on tensors."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncc import pipeline
+from attncc.passes.plan import Plan
+from attncc.runtime import cache, ops
+from attncc.runtime.inputs import Tokens, checked
+from attncc.runtime.program import make_program
+from attncc.spec.attention import AttentionSpec
+
+SOURCE_TARGET = "sm_90"
+"""The target whose file `Kernel.source` shows for kernels that run torch."""
+
+
+class Kernel:
+    """A compiled spec. Call it on tensors; it differentiates, and traces under `torch.compile(fullgraph=True)`.
+
+    Attributes:
+        spec: what it computes.
+        plan: how, on which target.
+    """
+
+    def __init__(self, spec: AttentionSpec, plan: Plan, flexible: bool = False) -> None:
+        self.spec, self.plan, self._flexible = spec, plan, flexible
+        program = make_program(plan, _spec_json(spec), spec.grid.shared, flexible)
+        self._signature, self._name = program.signature, program.name
+        self._lse = "lse" in spec.outputs
+        self._order = spec.outputs
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, layout: str = "bhsd", tokens: Tokens = None, key_tokens: Tokens = None, **inputs: Tensor
+    ) -> Any:
+        """The attention of some tensors.
+
+        Args:
+            q: queries `[B, Hq, Nq, D]`, tokens flattened row-major, in the spec's dtype; the last axis has stride 1.
+            k: keys `[B, Hk, Nk, D]`.
+            v: values `[B, Hv, Nk, Dv]`.
+            layout: "bhsd" as above, or "bshd" for `[B, N, H, D]` (q, k, v, the gate and the output).
+            tokens: the query's grid, needed where the spec leaves more than one of its axes open.
+            key_tokens: the same for a key grid of its own.
+            **inputs: what the spec names: `gate` `[B, Hq, Nq, Dv]`, `[B, Hq, Nq, 1]` or `[B, 1, Nq, Dv]`; integer tables (int32) such
+                as `segments` `[B, Nq]`; float tables (float32) such as `relative_bias` and `alibi_slopes`, which have gradients.
+
+        Returns:
+            The output, in the layout and dtype of q; with "lse" among the spec's outputs, a tuple in their order. The log-sum-exp is
+            the natural log, `[B, Hq, Nq]` in any layout, float32 (float64 for float64), -inf for a row that sees no key.
+
+        Raises:
+            InputError: an argument that does not fit the spec; it names the argument.
+        """
+        call = checked(self._signature, (q, k, v), inputs, layout, tokens, key_tokens)
+        train = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *call.extras))
+        out, lse, _ = ops.forward(call.q, call.k, call.v, call.extras, self._name, call.lengths, layout == "bshd", train)
+        if layout == "bshd":
+            out = out.transpose(1, 2)
+        if not self._lse:
+            return out
+        return (out, lse) if self._order[0] == "output" else (lse, out)
+
+    @cached_property
+    def source(self) -> str:
+        """The generated Triton file. Of a kernel for the cpu, which runs torch: the file that its spec compiles to for sm_90.
+
+        Raises:
+            UnsupportedError: the spec has no Triton form.
+            CacheError: a cached file that is not what attncc wrote.
+        """
+        plan = self.plan if self.plan.target != "cpu" else pipeline.plan(self.spec, SOURCE_TARGET)
+        return cache.source(plan, _spec_json(self.spec))
+
+    def explain(self) -> str:
+        """How the spec became the plan: the graph after every step, what was chosen, and what was rejected and why."""
+        from attncc.runtime.explain import explain
+
+        return explain(self.spec, self.plan)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.spec.to_json(indent=None), self.plan.to_json(), self._flexible)
+
+    def __repr__(self) -> str:
+        kernel = self.plan.kernels[0]
+        return f"Kernel({kernel.name} for {self.plan.target}, tiles {list(kernel.q_tile)} x {list(kernel.k_tile)})"
+
+
+def _spec_json(spec: AttentionSpec) -> str:
+    return spec.to_json(indent=None)
+
+
+def _restored(spec: str, plan: str, flexible: bool) -> Kernel:
+    return Kernel(AttentionSpec.from_json(spec), Plan.from_json(plan), flexible)

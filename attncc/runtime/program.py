@@ -1,0 +1,221 @@
+"""Programs: what the torch ops run. One a plan, found by name, for an op's arguments are tensors, numbers and text only."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from attncc import knobs
+from attncc.errors import AttnccError, UnsupportedError
+from attncc.ir.expr import Expr
+from attncc.ir.graph import GraphOp
+from attncc.passes.plan import KernelPlan, Plan
+from attncc.runtime import blocked, cache
+from attncc.runtime.devices import check_device
+from attncc.runtime.gate import gate_gradients, gated
+from attncc.runtime.lists import ListCache
+from attncc.runtime.operands import Operands, compute_dtype
+from attncc.runtime.signature import Signature, signature
+from attncc.targets import target as target_record
+
+Engine = Literal["triton", "blocked"]
+Results = tuple[Tensor, Tensor, Tensor]
+_programs: dict[str, Program] = {}
+_said: set[str] = set()
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """One kernel of a plan with what running it needs. `flexible`: tensors that are not on the plan's target run `blocked`."""
+
+    name: str
+    plan: Plan
+    spec_json: str
+    signature: Signature
+    interpret: bool
+    flexible: bool
+
+    @property
+    def kernel(self) -> KernelPlan:
+        """The plan's one kernel."""
+        return self.plan.kernels[0]
+
+    @cached_property
+    def gate(self) -> Expr | None:
+        """The gate's formula in `o` and `g`."""
+        found = self.kernel.graph.find(GraphOp.GATE)
+        return found[0]["value"] if found else None
+
+    @cached_property
+    def softmax(self) -> bool:
+        """Whether rows have a log-sum-exp."""
+        return bool(self.kernel.graph.find(GraphOp.WEIGHTS)[0]["row_class"] == "softmax")
+
+    @cached_property
+    def prints_lse(self) -> bool:
+        """Whether the generated kernel writes the log-sum-exp."""
+        return any(name == "lse" for name, _ in self.kernel.graph.outputs)
+
+    @cached_property
+    def lists(self) -> ListCache:
+        """Tile lists by lengths."""
+        return ListCache(self.kernel)
+
+    @cached_property
+    def _constants(self) -> dict[torch.device, dict[str, Tensor]]:
+        return {}
+
+    def engine(self, device: torch.device) -> Engine:
+        """What runs tensors on a device.
+
+        Raises:
+            InputError: the plan is for another device.
+        """
+        record = target_record(self.plan.target)
+        if record.backend == "cpu" or (self.flexible and device.type != "cuda" and not self.interpret):
+            return "blocked"
+        check_device(record, device, self.interpret)
+        return "triton"
+
+    def tables(self, extras: Sequence[Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Tables by name, contiguous: those of the call, and the spec's own, put on the device once."""
+        if device not in self._constants:
+            self._constants[device] = {
+                name: torch.tensor(values, dtype=dtype, device=device).reshape(shape)
+                for name, shape, values, dtype in self.signature.constants
+            }
+        given = {name: x.contiguous() for name, x in zip(self.signature.names, extras) if name != "gate"}
+        return {**given, **self._constants[device]}
+
+    def logits(self, extras: Sequence[Tensor]) -> Tensor | None:
+        """The gate's logits."""
+        return extras[self.signature.names.index("gate")] if self.gate is not None else None
+
+
+# ---- the registry ----------------------------------------------------------------------------------------------------------------
+
+
+def make_program(plan: Plan, spec_json: str, shared: bool, flexible: bool) -> Program:
+    """The program of a plan, registered; the same one for the same plan.
+
+    Raises:
+        UnsupportedError: a plan of several kernels.
+    """
+    if len(plan.kernels) != 1:
+        raise UnsupportedError(f"a plan of {len(plan.kernels)} kernels", "an op runs one kernel", "specs compiled one by one")
+    interpret = knobs.current().interpret
+    name = cache.entry_name(plan) + ("-flexible" if flexible else "") + ("-interpreted" if interpret else "")
+    made = Program(name, plan, spec_json, signature(plan.kernels[0].graph, shared), interpret, flexible)
+    return _programs.setdefault(name, made)
+
+
+def find_program(name: str) -> Program:
+    """The program of a name.
+
+    Raises:
+        AttnccError: no kernel of this name has been compiled in this process.
+    """
+    if name not in _programs:
+        raise AttnccError(f"kernel: {name!r} is not known in this process; run attncc.compile(spec) before what was traced with its kernel")
+    return _programs[name]
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------------------
+
+
+def empty_rows(q: Tensor, width: int, heads_last: bool) -> Tensor:
+    """Room for output rows `[B, H, N, width]`, in memory `[B, N, H, width]` for heads last."""
+    batch, heads, tokens = q.shape[:3]
+    if heads_last:
+        return q.new_empty(batch, tokens, heads, width).transpose(1, 2)
+    return q.new_empty(batch, heads, tokens, width)
+
+
+def keeps_rows(program: Program, device: torch.device, train: bool) -> bool:
+    """Whether the forward pass gives the rows before the gate too, for the backward pass."""
+    return train and program.gate is not None and program.engine(device) == "blocked"
+
+
+def keeps_lse(program: Program, device: torch.device) -> bool:
+    """Whether the forward pass gives the log-sum-exp."""
+    return program.softmax and (program.prints_lse or program.engine(device) == "blocked")
+
+
+def forward(program: Program, operands: Operands, logits: Tensor | None, heads_last: bool, train: bool) -> Results:
+    """Output, log-sum-exp and rows before the gate; the last two empty where they are not kept."""
+    q, device = operands.q, operands.q.device
+    out = empty_rows(q, program.signature.value_width, heads_last)
+    if program.engine(device) == "triton":
+        rows, lse = None, _launched(program, operands, logits, out)
+    else:
+        rows, lse = blocked.run_forward(program.kernel, operands)
+        out.copy_(rows if program.gate is None or logits is None else gated(program.gate, rows, logits))
+    if rows is None or not keeps_rows(program, device, train):
+        rows = q.new_empty(0)
+    return out, q.new_empty(0, dtype=compute_dtype(q)) if lse is None else lse, rows
+
+
+def _launched(program: Program, operands: Operands, logits: Tensor | None, out: Tensor) -> Tensor | None:
+    """Runs the generated kernel into `out` on the tensors' device and its current stream; gives the log-sum-exp it writes."""
+    if not out.shape[0]:
+        return out.new_empty(out.shape[:3], dtype=torch.float32) if program.prints_lse else None
+    arguments: dict[str, Any] = {**operands.tables, "out": out}
+    if logits is not None:
+        arguments["gate"] = _rows_contiguous(logits)
+    device = operands.q.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if program.kernel.block_mask == "lists":
+            batch, heads = operands.q.shape[:2]
+            arguments["lists"] = program.lists(operands.query, operands.key, operands.tables, batch, heads, device)
+        arguments |= _open_lengths(program, operands)
+        streamed = (_rows_contiguous(x) for x in (operands.q, operands.k, operands.v))
+        result = cache.module(program.plan, program.spec_json).forward(*streamed, **arguments)
+    return result[1] if program.prints_lse else None
+
+
+def _rows_contiguous(x: Tensor) -> Tensor:
+    """Calls are checked for it; a compiler may still have changed strides on the way."""
+    return x if x.shape[3] == 1 or x.stride(3) == 1 else x.contiguous()
+
+
+def _open_lengths(program: Program, operands: Operands) -> Mapping[str, tuple[int, ...]]:
+    """Lengths that a generated file cannot read off the tensors' shapes."""
+    body = program.kernel.graph
+    axes = (*zip(body.query, operands.query), *zip(body.key, operands.key))
+    lengths = tuple(n for known, n in axes if known is None)
+    return {"tokens": lengths} if body.rank > 1 and lengths else {}
+
+
+def backward(
+    program: Program, operands: Operands, logits: Tensor | None, saved: tuple[Tensor, Tensor], grad: Tensor, grad_lse: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Gradients of q, k, v and, by name, of the gate and the float tables. `saved` are rows before the gate and log-sum-exp."""
+    if program.engine(operands.q.device) == "triton":
+        _say_once("the backward pass of generated kernels runs in torch (the blocked engine) for now")
+    rows, lse = _recomputed(program, operands, *saved)
+    found: dict[str, Tensor] = {}
+    if program.gate is not None and logits is not None:
+        grad, found["gate"] = gate_gradients(program.gate, rows, logits, grad)
+    dq, dk, dv, by_table = blocked.run_backward(program.kernel, operands, rows, lse, grad, grad_lse)
+    return dq, dk, dv, {**by_table, **found}
+
+
+def _recomputed(program: Program, operands: Operands, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows and log-sum-exp, computed again where the forward pass could not keep them."""
+    needs_rows = program.softmax or program.gate is not None
+    if (needs_rows and rows.dim() == 1) or (program.softmax and lse.dim() == 1):
+        return blocked.run_forward(program.kernel, operands)
+    return rows, lse if program.softmax else None
+
+
+def _say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        warnings.warn(f"attncc: {text}", stacklevel=2)

@@ -1,0 +1,129 @@
+"""The dense reference: what a spec means, one graph op after the other, on whole `[B, H, Nq, Nk]` arrays.
+
+Written for reading and for checking engines against: it uses the graph as the spec was lowered, before any pass, evaluates its
+expressions as values, and leaves gradients to autograd. It needs memory for every pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncc.ir.arrays import torch_arrays
+from attncc.ir.expr import Expr
+from attncc.ir.graph import Graph, GraphOp, Node
+from attncc.ir.values import evaluate
+from attncc.passes.tiles import Shape
+
+
+def reference(
+    graph: Graph, tensors: Mapping[str, Tensor], query: Shape, key: Shape, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """Results of a lowered graph by name, differentiable in every floating-point tensor.
+
+    Args:
+        graph: of `attncc.spec.lower.lower`.
+        tensors: q `[B, Hq, Nq, D]`, k `[B, Hk, Nk, D]`, v `[B, Hv, Nk, Dv]`, gate and tables, by name.
+        query: tokens of each axis of the query's grid.
+        key: the same of the key's grid.
+        dtype: the type everything is computed in.
+    """
+    place = _Place(tensors, query, key, dtype)
+    values: dict[Node, Any] = {}
+    for n in graph.nodes():
+        values[n] = _MEANING[n.op](n, [values[i] for i in n.inputs], place)
+    return {name: values[n] for name, n in graph.outputs}
+
+
+class _Place:
+    """What expressions see: positions that broadcast to [B, H, Nq, Nk], lengths and tables."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], query: Shape, key: Shape, dtype: torch.dtype) -> None:
+        self.tensors, self.dtype, q = tensors, dtype, tensors["q"]
+        self.device, self.heads = q.device, q.shape[1]
+        self.env: dict[str, Any] = {"b": self._positions(len(q), 3), "h": self._positions(self.heads, 2)}
+        for side, lengths, after in (("q", query, 1), ("k", key, 0)):
+            index = self._positions(math.prod(lengths), after)
+            for a in reversed(range(len(lengths))):
+                self.env |= {f"{side}{a}": index % lengths[a], f"n{side}{a}": lengths[a]}
+                index = index // lengths[a]
+
+    def _positions(self, n: int, after: int) -> Tensor:
+        return torch.arange(n, device=self.device).reshape(-1, *[1] * after)
+
+    def evaluate(self, expression: Expr, **more: Tensor) -> Tensor:
+        """Value of an expression here."""
+        value = evaluate(expression, {**self.env, **more}, torch_arrays(self.dtype))
+        return torch.as_tensor(value, device=self.device)
+
+    def per_query_head(self, x: Tensor) -> Tensor:
+        """Heads of keys or values repeated so that each query head has its own."""
+        return x.repeat_interleave(self.heads // x.shape[1], dim=1)
+
+
+def _input(n: Node, _: list[Any], place: _Place) -> Tensor:
+    if n.get("values") is not None:
+        x = torch.tensor(n["values"], dtype=place.dtype, device=place.device).reshape(n["shape"])
+    else:
+        x = place.tensors[n["name"]]
+    x = x.to(place.dtype) if x.is_floating_point() else x
+    place.env[n["name"]] = x
+    return x
+
+
+def _scores(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    q, k = inputs
+    return torch.matmul(q, place.per_query_head(k).mT) * float(n["scale"])
+
+
+def _map(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    return place.evaluate(n["value"], s=inputs[0])
+
+
+def _mask(n: Node, inputs: list[Any], place: _Place) -> tuple[Tensor, Tensor]:
+    """Scores and the pairs that are kept; scores stay finite, so that gradients do."""
+    allowed = place.evaluate(n["predicate"])
+    scores, before = inputs[0] if isinstance(inputs[0], tuple) else (inputs[0], None)
+    return scores, (allowed if before is None else allowed & before).expand(scores.shape)
+
+
+def _weights(n: Node, inputs: list[Any], place: _Place) -> tuple[Tensor, Tensor]:
+    """Weights, 0 where not allowed, and the log of their denominator (softmax)."""
+    scores, allowed = inputs[0]
+    if n["row_class"] != "softmax":
+        return place.evaluate(n["weight"], s=scores).masked_fill(~allowed, 0.0), scores.new_zeros(())
+    # A row without a key keeps its scores until its weights are erased: the softmax of nothing is NaN, and so are its gradients.
+    empty = ~allowed.any(3, keepdim=True)
+    kept = scores.masked_fill(~(allowed | empty), -math.inf)
+    lse = torch.logsumexp(kept, 3).masked_fill(empty[..., 0], -math.inf)
+    return torch.softmax(kept, 3).masked_fill(~allowed, 0.0), lse
+
+
+def _combine(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    (weights, _), v = inputs
+    return torch.matmul(weights, place.per_query_head(v))
+
+
+def _lse(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    lse: Tensor = inputs[0][1]
+    return lse
+
+
+def _gate(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    return place.evaluate(n["value"], o=inputs[0], g=inputs[1])
+
+
+_MEANING = {
+    GraphOp.INPUT: _input,
+    GraphOp.SCORES: _scores,
+    GraphOp.MAP: _map,
+    GraphOp.MASK: _mask,
+    GraphOp.WEIGHTS: _weights,
+    GraphOp.COMBINE: _combine,
+    GraphOp.LSE: _lse,
+    GraphOp.GATE: _gate,
+}
