@@ -113,37 +113,39 @@ class Kernel:
         """Coordinates of this program's queries, clamped into the grid so that rows past its end repeat the last one."""
         facts, sides = self.facts, self.facts.plan.q_tile
         lines = self._residues()
-        tile = "row" if prod(facts.body.order) == 1 else f"row % ({self._tiles_per_class()})"
-        lines += [f"tile = {tile}", f"lane = tl.arange(0, {facts.q_rows})"] if facts.rank > 1 or tile != "row" else []
-        name = "tile" if facts.rank > 1 or tile != "row" else "row"
-        lane = "lane" if name == "tile" else f"tl.arange(0, {facts.q_rows})"
+        name = "row" if prod(facts.body.order) == 1 else "tile"
+        lines += [f"tile = row % {self._tiles_per_class()}"] if name == "tile" else []
+        lane = "lane" if facts.rank > 1 else f"tl.arange(0, {facts.q_rows})"
+        lines += [f"lane = tl.arange(0, {facts.q_rows})"] if facts.rank > 1 else []
         for a in range(facts.rank):
             at = grid.scaled(grid.tile_axis(facts, "q", name, a), sides[a])
-            lines.append(f"q{a} = {at} + {grid.within(sides, lane, a)}")
+            inside = grid.within(sides, lane, a)
+            lines.append(f"q{a} = {inside}" if at == "0" else f"q{a} = {at} + {inside}")
         lengths = [grid.class_length(facts, "q", a) for a in range(facts.rank)]
         tests = [f"q{a} < {n}" for a, n in enumerate(lengths)]
         lines.append(f"inside = {tests[0] if len(tests) == 1 else ' & '.join(f'({t})' for t in tests)}")
         lines += [self._clamped_row(a, n) for a, n in enumerate(lengths)]
         token = grid.flat_token(facts, "q", [grid.grid_coordinate(facts, f"q{a}", a) for a in range(facts.rank)])
-        return [*lines, f"token = {token}"]
+        return [*lines, f"token = {grid.clamped_token(facts, 'q', token)}"]
 
     def _clamped_row(self, axis: int, length: str) -> str:
-        clamped = f"tl.minimum(q{axis}, {length} - 1)"
+        clamped = f"tl.minimum(q{axis}, {grid.last(length)})"
         return f"q{axis} = {clamped if self.facts.body.order[axis] == 1 else f'tl.maximum({clamped}, 0)'}"
 
     def _residues(self) -> list[str]:
         order = self.facts.body.order
         if prod(order) == 1:
             return []
-        lines = [f"residue = row // ({self._tiles_per_class()})"]
+        lines = [f"residue = row // {self._tiles_per_class()}"]
         for a, d in enumerate(order):
             step = grid.inner(order, a)
-            value = f"residue // {step} % {d}" if step > 1 else f"residue % {d}"
-            lines += [f"r{a} = {value}"] if d > 1 else []
-        return lines
+            value = f"residue // {step}" if step > 1 else "residue"
+            lines += [f"r{a} = {value if prod(order[:a]) == 1 else f'{value} % {d}'}"] if d > 1 else []
+        used_sizes = grid.class_length_lines(self.facts, "q") + grid.class_length_lines(self.facts, "k")
+        return [*lines, *used_sizes]
 
     def _tiles_per_class(self) -> str:
-        return " * ".join(grid.tile_count(self.facts, "q", a) for a in range(self.facts.rank))
+        return grid.product([grid.tile_count(self.facts, "q", a) for a in range(self.facts.rank)])
 
     def _bands(self) -> list[str]:
         lines = [*self.visit.band_lines(), *self.visit.row_value_lines()]
@@ -230,7 +232,7 @@ class Kernel:
         total = grid.tokens(self.facts, "q")
         return [
             f'natural = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * {LN2})',
-            f"tl.store(lse + (b * {self.facts.heads[0]} + h).to(tl.int64) * ({total}) + token, natural, mask=inside)",
+            f"tl.store(lse + (b * {self.facts.heads[0]} + h).to(tl.int64) * {total} + token, natural, mask=inside)",
         ]
 
     def helpers(self) -> list[str]:

@@ -10,7 +10,7 @@ from attncc.codegen import grid
 from attncc.codegen.expressions import Names, code, hoistable
 from attncc.codegen.facts import Chunk, Facts, chunks
 from attncc.codegen.lines import call, indented, used
-from attncc.ir.expr import Expr, Table, const, variables
+from attncc.ir.expr import Expr, Op, Table, const, variables
 from attncc.ir.ops import Interval
 from attncc.passes.canonicalize import class_length
 
@@ -58,8 +58,8 @@ class Visit:
 
     def _size(self, size: int | str) -> str:
         names = {
-            "NQ": f"({grid.tokens(self.facts, 'q')})",
-            "NK": f"({grid.tokens(self.facts, 'k')})",
+            "NQ": grid.tokens(self.facts, "q"),
+            "NK": grid.tokens(self.facts, "k"),
             "H": str(self.facts.heads[0]),
         }
         return names.get(str(size), str(size))
@@ -93,21 +93,32 @@ class Visit:
         """First and last key of each row, by axis, in the kernel."""
         lines = []
         for a, (low, high) in enumerate(self.facts.mask["bands"]):
-            lines += [f"low{a} = {code(low, self.names('', ''))}", f"high{a} = {code(high, self.names('', ''))}"]
+            lines.append(f"low{a} = {code(low, self.names('', '', self.sizes))}")
+            # A window's end is its start plus a constant: say so instead of saying the start twice.
+            shared = {low: f"low{a}"} if low.op not in (Op.CONST, Op.VAR) else {}
+            lines.append(f"high{a} = {code(high, self.names('', '', {**self.sizes, **shared}))}")
         return lines
+
+    @cached_property
+    def sizes(self) -> dict[Expr, str]:
+        """Class lengths, computed once in the kernel."""
+        body = self.facts.body
+        return {class_length(s, a, body): f"{s}_size{a}" for s in "qk" for a in range(body.rank) if body.order[a] > 1}
 
     def is_vector(self, bound: Expr) -> bool:
         """Whether a bound differs from row to row."""
         return any(name.startswith("q") for name in variables(bound))
 
     def _band_terms(self) -> list[str]:
+        """The mask of each axis that needs one."""
         terms = []
         for a, (low, high) in enumerate(self.facts.mask["bands"]):
-            keys = f"k{a}[None, :]"
+            keys, tests = f"k{a}[None, :]", []
             if low is not const(0):
-                terms.append(f"({keys} >= {self._bound(low, f'low{a}')})")
+                tests.append(f"({keys} >= {self._bound(low, f'low{a}')})")
             if self.is_vector(high) or self._crosses(a):
-                terms.append(f"({keys} <= {self._bound(high, f'high{a}')})")
+                tests.append(f"({keys} <= {self._bound(high, f'high{a}')})")
+            terms += [" & ".join(tests)] if tests else []
         return terms
 
     def _bound(self, bound: Expr, name: str) -> str:
@@ -141,7 +152,7 @@ class Visit:
         names += [f"q_part{i}" for i in range(len(self.key_chunks))]
         names += ["k", "v", "k_n", "v_n", *self.box_names("k"), *self.box_names("v"), *facts.tables]
         names += [f"{end}{a}" for a in range(3) for end in ("low", "high")]
-        names += [*self.row_values.values(), *facts.open_lengths(), *(f"k_tiles{a}" for a in range(3))]
+        names += [*self.row_values.values(), *facts.open_lengths(), *(f"k_tiles{a}" for a in range(3)), *self.sizes.values()]
         return [*names, "tiles", "begin", "end", "gap_at", "gap"]
 
     def box_names(self, operand: str) -> list[str]:
@@ -199,14 +210,13 @@ class Visit:
         crossing = [a for a in range(self.facts.rank) if self._crosses(a)]
         lines, coordinates = [], []
         for a in range(self.facts.rank):
-            last = f"{grid.class_length(self.facts, 'k', a)} - 1"
-            clamped = f"tl.minimum(k{a}, {last})"
+            clamped = f"tl.minimum(k{a}, {grid.last(grid.class_length(self.facts, 'k', a))})"
             if self.facts.body.order[a] > 1:
                 clamped = f"tl.maximum({clamped}, 0)"
             if a in crossing:
                 lines.append(f"k{a}_in = {clamped} if PARTIAL else k{a}")
             coordinates.append(grid.grid_coordinate(self.facts, f"k{a}_in" if a in crossing else f"k{a}", a))
-        flat = grid.flat_token(self.facts, "k", coordinates)
+        flat = grid.clamped_token(self.facts, "k", grid.flat_token(self.facts, "k", coordinates))
         return [*lines, f"key = {flat if flat.isidentifier() else f'({flat})'}.to(INDEX)"]
 
     def _loads(self, operand: str, parts: tuple[Chunk, ...]) -> list[str]:
@@ -232,7 +242,8 @@ class Visit:
         heads = self.facts.heads[1 if operand == "k" else 2]
         width = self.facts.width if operand == "k" else self.facts.value_width
         if heads_last:
-            origin = ["b", *at, f"{grid.scaled(head, width)} + {chunk.start}"]
+            column = grid.scaled(head, width)
+            origin = ["b", *at, f"{column} + {chunk.start}" if chunk.start else column]
         else:
             origin = [*([f"b * {heads} + {head}"] if self.facts.rank == 3 else ["b", head]), *at, str(chunk.start)]
         shape = f"[{self.facts.k_rows}, {chunk.width}]"
@@ -273,10 +284,10 @@ class Visit:
         residual = self.facts.residual
         lines = [] if self.facts.maps or residual is None else self._key_value_lines()
         if residual is not None:
-            terms.append(f"({self._pair(residual)})")
+            terms.append(self._pair(residual))
         if not terms:
             return []
-        masked = [*lines, f"allowed = {' & '.join(terms)}"]
+        masked = [*lines, f"allowed = {terms[0]}", *(f"allowed &= {term}" for term in terms[1:])]
         if self.facts.softmax:
             masked.append('s = tl.where(allowed, s, float("-inf"))')
         return ["if PARTIAL:", *indented(masked)]
