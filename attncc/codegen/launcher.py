@@ -134,7 +134,7 @@ HOST = [
 BOXES = [
     "def _box_kind(k, v, aligned, rank, padded):",
     '    """1: heads-first boxes, 2: heads and columns merged, 0: neither fits and rows are addressed by pointer."""',
-    "    if not aligned:",
+    "    if not aligned or any(0 in t.stride() for t in (k, v)):  # a box steps; expanded tensors do not",
     "        return 0",
     "    if rank < 3 or all(t.shape[0] == 1 or t.stride(0) == t.shape[1] * t.stride(1) for t in (k, v)):",
     "        return 1",

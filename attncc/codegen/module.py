@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 
 from attncc.codegen.dense import Dense
@@ -37,7 +38,21 @@ def emit(plan: Plan, spec_json: str) -> str:
     facts = Facts(plan.kernels[0], record)
     if facts.dtype == "float64":
         raise UnsupportedError("dtype float64 on a GPU", "matrix units have no fast float64 path here", "float32, or target cpu")
-    return "\n".join(_sections(facts, plan, spec_json)) + "\n"
+    text = "\n".join(_sections(facts, plan, spec_json)) + "\n"
+    _check_names(text, set(facts.tables))
+    return text
+
+
+def _check_names(text: str, tables: set[str]) -> None:
+    """Refuses a table with a name that the printed code uses for something else."""
+    module = ast.parse(text)
+    taken = {alias.asname or alias.name for n in module.body if isinstance(n, (ast.Import, ast.ImportFrom)) for alias in n.names}
+    for function in (n for n in module.body if isinstance(n, ast.FunctionDef)):
+        taken |= {function.name, *(n.func.id for n in ast.walk(function) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name))}
+        if function.name != "check":  # which makes tables under their own names
+            taken |= {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for name in sorted(tables & taken):
+        raise UnsupportedError(f"a table called {name!r}", "the generated code uses that name", f"{name}_table")
 
 
 def _sections(facts: Facts, plan: Plan, spec_json: str) -> list[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import keyword
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from attncc.ir.expr import Table, tables
+from attncc.ir.rows import SCORE
 from attncc.spec.gates import Gate
 from attncc.spec.masks import Full, Mask
 from attncc.spec.model import Axes, Grid, Part
@@ -17,6 +20,11 @@ from attncc.spec.scores import Alibi, RelativeBias, Scale, Score
 
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 Positive = Annotated[int, Field(ge=1)]
+RESERVED = frozenset({
+    "b", "h", "q", "k", "v", "s", "o", "g", "inf", "gate", "out", "lse", "lists", "layout", "tokens", "key_tokens", "self",
+    *(f"{name}{axis}" for name in ("q", "k", "r", "nq", "nk") for axis in ("", "0", "1", "2")),
+})  # fmt: skip
+"""What no run-time table may be called: variables of the language, and arguments of a call."""
 
 
 class AttentionSpec(Part):
@@ -54,6 +62,7 @@ class AttentionSpec(Part):
     @model_validator(mode="after")
     def _consistent(self) -> AttentionSpec:
         problems = [*self._head_problems(), *self._grid_problems(), *self._score_problems(), *self._output_problems()]
+        problems = problems or self._table_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -88,6 +97,18 @@ class AttentionSpec(Part):
         if score.slopes is not None and (score.trainable or len(score.slopes) != self.heads):
             return [f"slopes: give {self.heads}, one for each head, or make them trainable"]
         return []
+
+    def _table_problems(self) -> list[str]:
+        """Names of run-time inputs: no word of the language or of a call, and one tensor each."""
+        formulas = [score.apply(SCORE, self.grid, self.heads) for score in self.scores]
+        found, known = [], dict[str, Table]()
+        for field, formula in [("mask", self.mask.predicate(self.grid)), *((f"scores.{i}", f) for i, f in enumerate(formulas))]:
+            for table in tables(formula):
+                if table.name in RESERVED or keyword.iskeyword(table.name):
+                    found.append(f"{field}: no run-time input may be called {table.name!r}")
+                if known.setdefault(table.name, table) != table:
+                    found.append(f"{field}: {table.name!r} is read as two different tables")
+        return found
 
     def _output_problems(self) -> list[str]:
         if "output" not in self.outputs or len(set(self.outputs)) != len(self.outputs):
