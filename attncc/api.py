@@ -38,7 +38,7 @@ def compile(spec: AttentionSpec, target: str = "auto", plan: Plan | None = None)
     record = target_record(name)
     if record.backend != "cpu":
         _check_supported(spec, record)
-    chosen = pipeline.plan(spec, name) if plan is None else plan.check(spec.digest, name)
+    chosen = pipeline.plan(spec, name) if plan is None else pipeline.check(plan, spec, name)
     if record.backend != "cpu":
         cache.source(chosen, spec.to_json(indent=None))
     return Kernel(spec, chosen, flexible=target == "auto")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attncc.ir.graph import Graph, Stage
+from attncc.errors import PlanError
+from attncc.ir.graph import Graph, GraphOp, Node, Stage
 from attncc.ir.verify import verify
 from attncc.passes.canonicalize import canonicalize
 from attncc.passes.fuse import fuse
 from attncc.passes.order import order_tokens
-from attncc.passes.plan import Plan, make_plan
+from attncc.passes.plan import KernelPlan, Plan, make_plan
 from attncc.passes.schedule import schedule
 from attncc.passes.tile import tile
 from attncc.passes.tiles import Shape
@@ -55,3 +56,38 @@ def plan(
     graph = step("choose views", choose_views(graph, record), Stage.FUSED)
     graph = step("schedule", schedule(graph), Stage.PLANNED)
     return make_plan(graph, spec.digest, target)
+
+
+def check(given: Plan, spec: AttentionSpec, target: str) -> Plan:
+    """A plan from outside, if it computes what the spec says: tiles, warps, stages and order are the user's, the rest the passes'.
+
+    A plan is a file that people pass around, and its kernels' bodies end up as code; so these must be exactly what the passes make.
+
+    Raises:
+        PlanError: another spec's or target's plan, or one that says what no pass would.
+    """
+    given.check(spec.digest, target)
+    record = target_record(target)
+    graph = fuse(canonicalize(order_tokens(lower(spec))))
+    bodies = [(n["name"], n["body"]) for n in graph.find(GraphOp.KERNEL)]
+    if bodies != [(k.name, k.graph) for k in given.kernels]:
+        raise PlanError("plan: its kernels do not compute what the spec says; was it made by another version of attncc? Make it again")
+    chosen = {k.name: k for k in given.kernels}
+
+    def tiled(n: Node) -> Node:
+        if n.op is not GraphOp.KERNEL:
+            return n
+        k = chosen[n["name"]]
+        return n.with_attrs(q_tile=k.q_tile, k_tile=k.k_tile, num_warps=k.num_warps, num_stages=k.num_stages)
+
+    made = make_plan(schedule(choose_views(graph.rewrite(tiled), record)), spec.digest, target)
+    for ours, theirs in zip(made.kernels, given.kernels):
+        if ours.body != theirs.body or (theirs.block_mask == "ranges" and ours.block_mask != "ranges"):
+            raise PlanError(f"plan: block_mask {theirs.block_mask!r} of {theirs.name} cannot describe the mask")
+        if [v.operand for v in ours.views] != [v.operand for v in theirs.views] or _boxes(theirs) - _boxes(ours):
+            raise PlanError(f"plan: views of {theirs.name} that {target} or its tiles do not allow")
+    return given
+
+
+def _boxes(kernel: KernelPlan) -> set[str]:
+    return {view.operand for view in kernel.views if view.address == "box"}
