@@ -91,3 +91,8 @@ def check(given: Plan, spec: AttentionSpec, target: str) -> Plan:
 
 def _boxes(kernel: KernelPlan) -> set[str]:
     return {view.operand for view in kernel.views if view.address == "box"}
+
+
+def canonical(spec: AttentionSpec) -> Graph:
+    """The graph of a spec with its mask as bands and a residual: all that analyses without tiles of their own need."""
+    return verify(canonicalize(order_tokens(lower(spec))), Stage.CANONICAL)

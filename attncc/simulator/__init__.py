@@ -1,0 +1,8 @@
+"""The simulator: how much faster than dense attention a spec can be, before anything runs. Imports neither torch nor triton."""
+
+from __future__ import annotations
+
+from attncc.simulator.bounds import simulate
+from attncc.simulator.report import SpeedupReport, TileCounts
+
+__all__ = ["SpeedupReport", "TileCounts", "simulate"]
