@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from attncc.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from attncc import errors, knobs
     from attncc.api import compile
     from attncc.passes.plan import Plan
     from attncc.runtime.kernel import Kernel
@@ -20,6 +21,8 @@ _HOMES = {
     "SpeedupReport": "attncc.simulator.report",
     "compile": "attncc.api",
     "simulate": "attncc.simulator",
+    "errors": "attncc",
+    "knobs": "attncc",
     "gates": "attncc.spec",
     "masks": "attncc.spec",
     "normalizers": "attncc.spec",
@@ -27,7 +30,7 @@ _HOMES = {
 }
 """Where each public name lives; it is imported when first asked for, so that specs and simulation never load torch."""
 
-__all__ = ["AttentionSpec", "Kernel", "Plan", "__version__", "compile", "gates", "masks", "normalizers", "scores"]
+__all__ = ["AttentionSpec", "Kernel", "Plan", "__version__", "compile", "errors", "gates", "knobs", "masks", "normalizers", "scores"]
 
 
 def __getattr__(name: str) -> Any:
@@ -36,7 +39,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     home = _HOMES[name]
-    if home == "attncc.spec":
+    if home in ("attncc", "attncc.spec"):
         return import_module(f"{home}.{name}")
     return getattr(import_module(home), name)
 

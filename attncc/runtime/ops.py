@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attncc.errors import UnsupportedError
 from attncc.runtime import program as programs
-from attncc.runtime.operands import Operands, compute_dtype
+from attncc.runtime.operands import Operands
 from attncc.runtime.program import Program, find_program
 
 FORWARD = (
@@ -44,11 +44,7 @@ def forward(
 def _(
     q: Tensor, k: Tensor, v: Tensor, extras: Sequence[Tensor], kernel: str, lengths: Sequence[int], heads_last: bool, train: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    program = find_program(kernel)
-    out = programs.empty_rows(q, program.signature.value_width, heads_last)
-    lse = q.new_empty(q.shape[:3] if programs.keeps_lse(program, q.device) else 0, dtype=compute_dtype(q))
-    rows = q.new_empty(out.shape if programs.keeps_rows(program, q.device, train) else 0)
-    return out, lse, rows
+    return programs.room(find_program(kernel), q, heads_last, train)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

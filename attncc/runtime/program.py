@@ -27,6 +27,7 @@ from attncc.targets import target as target_record
 
 Engine = Literal["triton", "blocked"]
 Results = tuple[Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 _programs: dict[str, Program] = {}
 _said: set[str] = set()
 
@@ -148,24 +149,27 @@ def keeps_lse(program: Program, device: torch.device) -> bool:
     return program.softmax and (program.prints_lse or program.engine(device) == "blocked")
 
 
-def forward(program: Program, operands: Operands, logits: Tensor | None, heads_last: bool, train: bool) -> Results:
-    """Output, log-sum-exp and rows before the gate; the last two empty where they are not kept."""
-    q, device = operands.q, operands.q.device
+def room(program: Program, q: Tensor, heads_last: bool, train: bool) -> Results:
+    """Room for the results of a call: output, log-sum-exp and rows before the gate; the last two empty where they are not kept."""
     out = empty_rows(q, program.signature.value_width, heads_last)
-    if program.engine(device) == "triton":
-        rows, lse = None, _launched(program, operands, logits, out)
-    else:
-        rows, lse = blocked.run_forward(program.kernel, operands)
-        out.copy_(rows if program.gate is None or logits is None else gated(program.gate, rows, logits))
-    if rows is None or not keeps_rows(program, device, train):
-        rows = q.new_empty(0)
-    return out, q.new_empty(0, dtype=compute_dtype(q)) if lse is None else lse, rows
+    lse = q.new_empty(q.shape[:3] if keeps_lse(program, q.device) else 0, dtype=compute_dtype(q))
+    return out, lse, q.new_empty(out.shape if keeps_rows(program, q.device, train) else 0)
 
 
-def _launched(program: Program, operands: Operands, logits: Tensor | None, out: Tensor) -> Tensor | None:
-    """Runs the generated kernel into `out` on the tensors' device and its current stream; gives the log-sum-exp it writes."""
+def forward(program: Program, operands: Operands, logits: Tensor | None, heads_last: bool, train: bool) -> Results:
+    """The results of a call, as `room` shapes them."""
+    out, lse, kept = room(program, operands.q, heads_last, train)
     if not out.shape[0]:
-        return out.new_empty(out.shape[:3], dtype=torch.float32) if program.prints_lse else None
+        return out, lse, kept
+    if program.engine(out.device) == "triton":
+        return out, _launched(program, operands, logits, out, lse), kept
+    rows, row_lse = blocked.run_forward(program.kernel, operands)
+    out.copy_(rows if program.gate is None or logits is None else gated(program.gate, rows, logits))
+    return out, lse if row_lse is None else row_lse, kept if not kept.numel() else rows
+
+
+def _launched(program: Program, operands: Operands, logits: Tensor | None, out: Tensor, lse: Tensor) -> Tensor:
+    """Runs the generated kernel into `out` on the tensors' device and its current stream; gives its log-sum-exp, if any, or `lse`."""
     arguments: dict[str, Any] = {**operands.tables, "out": out}
     if logits is not None:
         arguments["gate"] = _rows_contiguous(logits)
@@ -177,7 +181,7 @@ def _launched(program: Program, operands: Operands, logits: Tensor | None, out: 
         arguments |= _open_lengths(program, operands)
         streamed = (_rows_contiguous(x) for x in (operands.q, operands.k, operands.v))
         result = cache.module(program.plan, program.spec_json).forward(*streamed, **arguments)
-    return result[1] if program.prints_lse else None
+    return result[1] if program.prints_lse else lse
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
@@ -195,8 +199,10 @@ def _open_lengths(program: Program, operands: Operands) -> Mapping[str, tuple[in
 
 def backward(
     program: Program, operands: Operands, logits: Tensor | None, saved: tuple[Tensor, Tensor], grad: Tensor, grad_lse: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+) -> Gradients:
     """Gradients of q, k, v and, by name, of the gate and the float tables. `saved` are rows before the gate and log-sum-exp."""
+    if not operands.q.shape[0]:
+        return _zero_gradients(operands, logits)
     if program.engine(operands.q.device) == "triton":
         _say_once("the backward pass of generated kernels runs in torch (the blocked engine) for now")
     rows, lse = _recomputed(program, operands, *saved)
@@ -205,6 +211,12 @@ def backward(
         grad, found["gate"] = gate_gradients(program.gate, rows, logits, grad)
     dq, dk, dv, by_table = blocked.run_backward(program.kernel, operands, rows, lse, grad, grad_lse)
     return dq, dk, dv, {**by_table, **found}
+
+
+def _zero_gradients(operands: Operands, logits: Tensor | None) -> Gradients:
+    found = {**operands.tables} if logits is None else {**operands.tables, "gate": logits}
+    dq, dk, dv = (torch.zeros_like(x) for x in (operands.q, operands.k, operands.v))
+    return dq, dk, dv, {name: torch.zeros_like(x) for name, x in found.items()}
 
 
 def _recomputed(program: Program, operands: Operands, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,110 @@
+"""Specs of every kind, small, in the JSON form that the oracle reads too."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import attncc
+from attncc import AttentionSpec
+from tests.oracle import attention, concrete, random_inputs
+
+Json = dict[str, Any]
+
+
+def spec(tokens: list[int | None], **fields: Any) -> Json:
+    """A spec with defaults for the sizes."""
+    sizes: Json = {"heads": 2, "head_dim": 8, "dtype": "float64", "scores": [], "normalizer": {"kind": "softmax"}}
+    return {**sizes, "tokens": tokens, "mask": {"kind": "full"}, **fields}
+
+
+def neighborhood(window: list[int], stride: list[int], dilation: list[int], causal: list[bool]) -> Json:
+    return {"kind": "neighborhood", "window": window, "stride": stride, "dilation": dilation, "causal": causal}
+
+
+CAUSAL: Json = {"kind": "causal", "align": "top_left"}
+SEGMENTS: Json = {"kind": "segments", "ids": "segments", "key_ids": None}
+GATE: Json = {"kind": "output", "activation": "sigmoid", "granularity": "elementwise", "mode": "multiply"}
+WITH_LSE = ["output", "lse"]
+CASES: dict[str, tuple[Json, list[int]]] = {
+    "full": (spec([40], outputs=WITH_LSE), []),
+    "one token": (spec([None], mask=CAUSAL), [1]),
+    "causal": (spec([None], mask=CAUSAL, outputs=WITH_LSE), [150]),
+    "causal, fewer queries": (spec([37], key_tokens=[150], mask={"kind": "causal", "align": "bottom_right"}), []),
+    "causal, rows without a key": (spec([150], key_tokens=[37], mask={"kind": "causal", "align": "bottom_right"}, outputs=WITH_LSE), []),
+    "window": (spec([300], mask={"kind": "sliding_window", "left": 20, "right": 3, "align": "top_left"}, heads=6, key_heads=3), []),
+    "value heads": (spec([50], mask=CAUSAL, heads=6, key_heads=3, value_heads=2, value_dim=5), []),
+    "neighborhood": (spec([9, 10], mask=neighborhood([3, 5], [2, 1], [1, 1], [False, True])), []),
+    "dilated": (spec([11, 13], mask=neighborhood([3, 5], [1, 2], [3, 2], [False, False]), outputs=WITH_LSE), []),
+    "three axes": (spec([5, 6, 7], mask=neighborhood([3, 2, 4], [1, 2, 1], [1, 2, 1], [True, False, False])), []),
+    "open grid": (spec([None, None], mask=neighborhood([3, 3], [1, 1], [1, 1], [False, False])), [6, 9]),
+    "segments": (spec([None], mask={"kind": "and", "masks": [SEGMENTS, CAUSAL]}, outputs=WITH_LSE), [130]),
+    "two tables": (spec([20], key_tokens=[30], mask={"kind": "segments", "ids": "a", "key_ids": "c"}), []),
+    "prefix": (spec([60], mask={"kind": "or", "masks": [CAUSAL, {"kind": "prefix", "length": 9}]}), []),
+    "predicate": (spec([8, 9], mask={"kind": "predicate", "text": "(q0 - k1) // 2 % 3 != 1 and t[b, h, k] > 1"}), []),
+    "nothing allowed": (spec([20], mask={"kind": "predicate", "text": "k < q - 100"}, outputs=WITH_LSE, gate={**GATE, "mode": "add"}), []),
+    "softcap": (spec([40], scores=[{"kind": "scale", "value": -0.7}, {"kind": "softcap", "cap": 3.0}], mask=CAUSAL), []),
+    "alibi": (spec([None], scores=[{"kind": "alibi", "slopes": None, "trainable": False}], heads=3, mask=CAUSAL), [40]),
+    "trained slopes": (spec([30], key_tokens=[40], scores=[{"kind": "alibi", "slopes": None, "trainable": True}]), []),
+    "bias": (
+        spec([7, 8], scores=[{"kind": "softcap", "cap": 4.0}, {"kind": "relative_bias", "extent": [3, 8], "table": "relative_bias"}]),
+        [],
+    ),
+    "sigmoid": (spec([140], normalizer={"kind": "sigmoid", "bias": -1.5}, mask=CAUSAL, scores=[{"kind": "softcap", "cap": 5.0}]), []),
+    "relu": (spec([60], normalizer={"kind": "relu"}, mask=CAUSAL, gate={**GATE, "activation": "silu"}), []),
+    "gate": (spec([140], gate=GATE, mask=CAUSAL, outputs=WITH_LSE), []),
+    "gate by head": (spec([30], gate={**GATE, "granularity": "headwise", "activation": "silu"}), []),
+    "shared gate": (spec([30], gate={**GATE, "granularity": "shared", "mode": "add"}), []),
+}  # fmt: skip
+
+
+class Case:
+    """Tensors for a spec, the oracle's results, and the kernel's."""
+
+    def __init__(self, name: str, dtype: torch.dtype, seed: int = 0, batch: int = 2) -> None:
+        json, self.lengths = CASES[name]
+        self.json = {**json, "dtype": str(dtype).removeprefix("torch.")}
+        self.spec = AttentionSpec.model_validate(self.json)
+        self.q, self.k, self.v, self.inputs = random_inputs(self.json, batch, seed, dtype, self.lengths)
+
+    @property
+    def grid(self) -> dict[str, tuple[int, ...]]:
+        """What a call needs to know of open axes."""
+        if self.spec.grid.rank == 1 or None not in self.spec.tokens:
+            return {}
+        return {"tokens": tuple(concrete(self.json, self.lengths)["tokens"])}
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """Everything that has a gradient."""
+        named = {"q": self.q, "k": self.k, "v": self.v, **self.inputs}
+        return {name: x.requires_grad_() for name, x in named.items() if x.is_floating_point()}
+
+    def kernel(self, target: str = "cpu") -> attncc.Kernel:
+        return attncc.compile(self.spec, target)
+
+    def run(self, target: str = "cpu", layout: str = "bhsd") -> dict[str, Tensor]:
+        """The kernel's results, heads first whatever the layout of the call."""
+        swap = (lambda x: x.transpose(1, 2)) if layout == "bshd" else (lambda x: x)
+        inputs: Json = {name: swap(x) if name == "gate" else x for name, x in self.inputs.items()} | self.grid
+        out = self.kernel(target)(swap(self.q), swap(self.k), swap(self.v), layout=layout, **inputs)
+        results = dict(zip(self.spec.outputs, out if isinstance(out, tuple) else (out,)))
+        return {**results, "output": swap(results["output"])}
+
+    def oracle(self) -> dict[str, Tensor]:
+        found = attention(concrete(self.json, self.lengths), self.q, self.k, self.v, self.inputs)
+        return {name: found[name] for name in self.spec.outputs}
+
+
+def gradients(results: dict[str, Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of one fixed mix of the results."""
+    generator = torch.Generator().manual_seed(1)
+    total = torch.zeros((), dtype=torch.float64)
+    for name in sorted(results):
+        x = results[name].masked_fill(results[name] == -math.inf, 0.0).double()
+        total = total + (x * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum()
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found))
