@@ -220,7 +220,8 @@ def _parse_predicate(text: str, grid: Grid) -> Expr:
     dims: dict[Expr, str] = {names["b"]: "B", names["h"]: "H"}
     for side in "qk":
         names[side], names[f"n{side}"] = grid.flat(side), grid.tokens(side)
-        dims[names[side]] = f"N{side.upper()}"
+        # Self-attention has one token axis: `doc[b, q] == doc[b, k]` reads one table.
+        dims[names[side]] = "NQ" if grid.shared else f"N{side.upper()}"
         for axis in range(grid.rank):
             names[f"{side}{axis}"], names[f"n{side}{axis}"] = grid.coordinate(side, axis), grid.length(side, axis)
 
