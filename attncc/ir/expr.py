@@ -238,6 +238,14 @@ def nodes(*roots: Expr) -> list[Expr]:
     return list(seen)
 
 
+def depth(root: Expr) -> int:
+    """Nodes on the longest path down from `root`."""
+    found: dict[Expr, int] = {}
+    for node in nodes(root):
+        found[node] = 1 + max((found[a] for a in node.args), default=0)
+    return found[root]
+
+
 def variables(*roots: Expr) -> frozenset[str]:
     """Names of the variables below `roots`."""
     return frozenset(str(n.value) for n in nodes(*roots) if n.op is Op.VAR)

@@ -24,6 +24,9 @@ VARIABLES: dict[str, Expr] = {
 }
 """Every variable that an expression in a graph may use."""
 
+LONGEST = 1 << 18
+"""Characters of one expression in a graph; the masks of a spec are far shorter, and so is what passes make of them."""
+
 _LINE = re.compile(r"%(?P<name>\w+) = (?P<op>\w+)(?:\((?P<inputs>[^)]*)\))?(?P<attrs>.*)")
 _HEAD = re.compile(r"graph query=(?P<query>\[[^]]*\]) key=(?P<key>\[[^]]*\]) residues=(?P<residues>\[[^]]*\]) \{")
 
@@ -150,7 +153,7 @@ class _Attributes:
         if start == "`":
             end = self.text.index("`", self.at + 1)
             source, self.at = self.text[self.at + 1 : end], end + 1
-            return parse(source, VARIABLES, table_loads(self.tables))
+            return parse(source, VARIABLES, table_loads(self.tables), longest=LONGEST)
         if start == "[":
             return self._list()
         value, length = json.JSONDecoder().raw_decode(self.text[self.at :])

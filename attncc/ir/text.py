@@ -69,20 +69,23 @@ def _wrapped(part: tuple[str, int], needed: int) -> str:
     return part[0] if part[1] >= needed else f"({part[0]})"
 
 
-def parse(text: str, variables: Mapping[str, Expr], loads: Loads | None = None, calls: frozenset[str] | None = None) -> Expr:
+def parse(
+    text: str, variables: Mapping[str, Expr], loads: Loads | None = None, calls: frozenset[str] | None = None, longest: int = MAX_TEXT
+) -> Expr:
     """The expression a text says.
 
     Args:
-        text: at most 2000 characters of infix text.
+        text: infix text.
         variables: the names it may use.
         loads: makes a table read from a name and its indices; None forbids tables.
         calls: the functions it may use (default: all of the language).
+        longest: characters of text, at most.
 
     Raises:
         PredicateError: what is not in the grammar, with its column.
     """
-    if len(text) > MAX_TEXT:
-        raise PredicateError(f"longer than {MAX_TEXT} characters")
+    if len(text) > longest:
+        raise PredicateError(f"longer than {longest} characters")
     try:
         tree = ast.parse(text.strip(), mode="eval")
         return _Reader(variables, loads, calls if calls is not None else frozenset(_CALLS)).read(tree.body)

@@ -26,7 +26,7 @@ def known_grid(spec: AttentionSpec, lengths: Lengths = None) -> tuple[Shape, Sha
     Raises:
         InputError: too few or too many of them, or lengths that the mask does not fit.
     """
-    given = [lengths] if isinstance(lengths, int) else list(lengths or ())
+    given: list[Any] = [lengths] if isinstance(lengths, int) else list(lengths or ())
     open_axes = list(_open_axes(spec))
     if len(given) != len(open_axes):
         wanted = f"give one for each of {', '.join(open_axes)}" if open_axes else "every axis of the spec is known"

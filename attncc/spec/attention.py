@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from attncc.ir.expr import Table, tables
+from attncc.ir.expr import Table, depth, tables
 from attncc.ir.rows import SCORE
 from attncc.spec.gates import Gate
 from attncc.spec.masks import Full, Mask
@@ -25,6 +26,8 @@ RESERVED = frozenset({
     *(f"{name}{axis}" for name in ("q", "k", "r", "nq", "nk") for axis in ("", "0", "1", "2")),
 })  # fmt: skip
 """What no run-time table may be called: variables of the language, and arguments of a call."""
+DEEPEST = 150
+"""Operations inside one another in a mask's formula, at most: printers and solvers walk down into it."""
 
 
 class AttentionSpec(Part):
@@ -62,9 +65,10 @@ class AttentionSpec(Part):
     @model_validator(mode="after")
     def _consistent(self) -> AttentionSpec:
         problems = [*self._head_problems(), *self._grid_problems(), *self._score_problems(), *self._output_problems()]
-        problems = problems or self._table_problems()
+        problems = problems or self._depth_problems() or self._table_problems()
         if problems:
-            raise ValueError("; ".join(problems))
+            # Each apart as well, so that whoever reports them need not take the text to pieces.
+            raise PydanticCustomError("contradiction", "{text}", {"text": "; ".join(problems), "problems": problems})
         return self
 
     def _head_problems(self) -> list[str]:
@@ -97,6 +101,10 @@ class AttentionSpec(Part):
         if score.slopes is not None and (score.trainable or len(score.slopes) != self.heads):
             return [f"slopes: give {self.heads}, one for each head, or make them trainable"]
         return []
+
+    def _depth_problems(self) -> list[str]:
+        too_deep = depth(self.mask.predicate(self.grid)) > DEEPEST
+        return [f"mask: nested too deeply, its formula has more than {DEEPEST} operations inside one another"] if too_deep else []
 
     def _table_problems(self) -> list[str]:
         """Names of run-time inputs: no word of the language or of a call, and one tensor each."""
@@ -167,10 +175,15 @@ class AttentionSpec(Part):
 
     @classmethod
     def from_yaml(cls, text: str) -> AttentionSpec:
-        """The spec that YAML text says; only plain data is read."""
-        import yaml
+        """The spec that YAML text says; only plain data is read (needs pyyaml).
 
-        return cls.model_validate_json(json.dumps(yaml.safe_load(text)))
+        Raises:
+            SpecError: text that is no YAML, or more than plain data.
+            pydantic.ValidationError: anything that is not a valid spec.
+        """
+        from attncc.spec.reading import plain_data
+
+        return cls.model_validate_json(json.dumps(plain_data(text, "yaml")))
 
 
 __all__ = ["AttentionSpec", "Axes"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from attncc.ir.expr import Expr, Kind, Table, all_of, const, load, maximum, minimum, var
+from attncc.ir.expr import Expr, Kind, Op, Table, all_of, const, load, maximum, minimum, nodes, var
 from attncc.ir.text import INTEGER_CALLS, parse
 from attncc.spec.model import Grid, Part
 
@@ -234,7 +234,17 @@ def _parse_predicate(text: str, grid: Grid) -> Expr:
     mask = parse(text, names, read, INTEGER_CALLS)
     if mask.kind is not Kind.BOOL:
         raise ValueError(f"a predicate must be true or false, this one is {mask.kind.value}")
+    for n in nodes(mask):
+        _check_number(n)
     return mask
+
+
+def _check_number(n: Expr) -> None:
+    """Holds one node of a predicate to what kernels compute with: 32-bit integers, divided by something."""
+    if n.op is Op.CONST and (n.kind is Kind.FLOAT or abs(int(n.value)) > 2**31 - 1):
+        raise ValueError(f"{n.value if n.kind is Kind.FLOAT else 'a number'} is no 32-bit integer")
+    if n.op in (Op.FLOORDIV, Op.MOD) and n.args[1] is const(0):
+        raise ValueError("division by zero")
 
 
 class And(_Combinable):
