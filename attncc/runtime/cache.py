@@ -27,7 +27,7 @@ from attncc.passes.plan import Plan
 from attncc.version import VERSION
 
 _MARK = "# attncc cache entry, sha256 of what follows: "
-_PRINTS = ("ir", "passes", "codegen", "targets")
+_PRINTS = ("ir", "spec", "passes", "codegen", "targets")
 _lock = threading.Lock()
 _modules: dict[str, ModuleType] = {}
 _unusable: set[Path] = set()
@@ -146,7 +146,7 @@ class _Loader(importlib.abc.ExecutionLoader):
         return self.text
 
     def get_filename(self, fullname: str) -> str:
-        """Where the text stands, or a name in angle brackets."""
+        """Where the text stands, or that it stands in memory (no name in angle brackets: `inspect` looks behind none)."""
         return self.filename
 
     def is_package(self, fullname: str) -> bool:
@@ -169,7 +169,7 @@ def module(plan: Plan, spec_json: str) -> ModuleType:
 
 def _imported(name: str, text: str, path: Path | None) -> ModuleType:
     record = f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n"
-    loader = _Loader(record + text, str(path) if path else f"<{name}>")
+    loader = _Loader(record + text, str(path) if path else f"in memory: {name}.py")
     spec = importlib.util.spec_from_loader(name, loader, origin=loader.filename)
     assert spec is not None
     made = importlib.util.module_from_spec(spec)
