@@ -1,0 +1,221 @@
+"""Ahead-of-time evidence: default plans of an all-pairs covering array of specs, compiled for every target without a GPU.
+
+Each kernel must compile, keep to the target's shared memory, and spill nothing. Results are kept in build/evidence under the digest of all
+that decides them, so a second run compiles what has changed. The tables in benchmarks/results/aot are those of a whole run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from attncc import pipeline
+from attncc.codegen.aot import Job, compile_ahead
+from attncc.codegen.facts import Facts
+from attncc.codegen.module import emit
+from attncc.passes.plan import KernelPlan
+from attncc.targets import target
+from benchmarks import report
+from benchmarks.covering import Row, covering_array
+from benchmarks.variants import FACTORS, TARGETS, legal, spec_of, specialization
+from benchmarks.workers import ROOT, JobError, run_all
+
+KEPT = ROOT / "build" / "evidence"
+RESULTS = ROOT / "benchmarks" / "results" / "aot"
+LONGEST = 300.0
+"""Seconds that one compile may take."""
+Record = dict[str, Any]
+
+
+# ---- one compile, in a worker --------------------------------------------------------------------------------------------------------
+
+
+def compile_row(job: dict[str, Any]) -> Record:
+    """Figures of the default plan of a row on a target: from an earlier run, or compiled now."""
+    row, name = job["row"], job["target"]
+    spec, record = spec_of(row), target(name)
+    plan = pipeline.plan(spec, name)
+    source, kernel = emit(plan, spec.to_json(indent=None)), plan.kernels[0]
+    special = specialization(Facts(kernel, record), row["layout"])
+    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
+    text = json.dumps([source, asdict(special), asdict(record), options, triton_version(), _reader()], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    kept = KEPT / f"{digest[:32]}.json"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{kernel.name}.py"
+            path.write_text(source, encoding="utf-8")
+            _keep(kept, _figures(Job(path, kernel.name, special, record, **options), kernel))
+    return {**json.loads(kept.read_text(encoding="utf-8")), "source": hashlib.sha256(source.encode()).hexdigest()[:16]}
+
+
+def _figures(job: Job, kernel: KernelPlan) -> Record:
+    start = time.perf_counter()
+    made = compile_ahead(job)
+    used = made.resources
+    return {
+        "q_tile": kernel.q_tile,
+        "k_tile": kernel.k_tile,
+        "warps": kernel.num_warps,
+        "stages": kernel.num_stages,
+        "block_mask": kernel.block_mask,
+        "registers": used.registers,
+        "shared_bytes": made.shared_bytes,
+        "shared_limit": job.target.shared_bytes,
+        "tensor_columns": made.tensor_columns,
+        "spills": used.spills,
+        "stack_bytes": used.stack,
+        "instructions": sum(used.instructions.values()),
+        "loops": [sum(loop.values()) for loop in used.loops],
+        "problems": made.problems(job.target),
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+
+
+def _keep(path: Path, record: Record) -> None:
+    """Whole or not at all: a run may be interrupted, and another may be going on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(record), encoding="utf-8")
+    part.replace(path)
+
+
+def triton_version() -> str:
+    """The installed Triton's."""
+    import triton
+
+    return str(triton.__version__)
+
+
+@cache
+def _reader() -> str:
+    """Digest of what reads machine code: other figures from the same code are other results."""
+    return hashlib.sha256((ROOT / "attncc" / "codegen" / "aot.py").read_bytes()).hexdigest()
+
+
+# ---- a run ---------------------------------------------------------------------------------------------------------------------------
+
+
+def jobs(sample: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """Every row on every target; or a sample, the same for the same seed, with as many for each target as can be."""
+    rows = covering_array(FACTORS, legal)
+    if sample is None:
+        return [{"row": row, "target": name} for row in rows for name in TARGETS]
+    order = random.Random(seed).sample(rows, len(rows))
+    return [{"row": order[i % len(order)], "target": TARGETS[i % len(TARGETS)]} for i in range(sample)]
+
+
+def run(wanted: Sequence[dict[str, Any]], workers: int, progress: bool) -> list[Record]:
+    """Figures of every job, or the error that it ended in."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = run_all("benchmarks.evidence:compile_row", wanted, workers, LONGEST, {"TRITON_CACHE_DIR": folder})
+        for job, result in report.tracked(outcomes, len(wanted), "compiling", progress):
+            figures = {"problems": [str(result)], "failed": True} if isinstance(result, JobError) else result
+            found.append({**job, **figures})
+    return found
+
+
+def problems(records: Sequence[Record]) -> list[str]:
+    """What is wrong, one line for each kernel."""
+    return [f"{r['target']}: {'; '.join(r['problems'])} ({_named(r['row'])})" for r in records if r["problems"]]
+
+
+def _named(row: Row) -> str:
+    return ", ".join(f"{name}={value}" for name, value in row.items())
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------------------------
+
+
+def write(records: Sequence[Record], folder: Path) -> None:
+    """`triton-<version>.json` and `.md` of a whole run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    version = triton_version()
+    stem = folder / f"triton-{version}"
+    lines = ",\n".join(json.dumps({k: v for k, v in r.items() if k != "seconds"}) for r in records)
+    stem.with_suffix(f"{stem.suffix}.json").write_text(f'{{"triton": "{version}", "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+    stem.with_suffix(f"{stem.suffix}.md").write_text(markdown(records, version), encoding="utf-8")
+
+
+def markdown(records: Sequence[Record], version: str) -> str:
+    """One line for each row of the array, one column for each target."""
+    by_row: dict[str, dict[str, Record]] = {}
+    for record in records:
+        by_row.setdefault(json.dumps(record["row"]), {})[record["target"]] = record
+    lines = [[*json.loads(row).values(), *(_cell(cells.get(name)) for name in TARGETS)] for row, cells in by_row.items()]
+    bad = len(problems(records))
+    return "\n".join([
+        f"# Default plans, compiled ahead of time by Triton {version}",
+        "",
+        f"{len(records)} kernels: {len(lines)} specs, in which every legal pair of values of two factors occurs, for {len(TARGETS)}",
+        f"targets; {bad or 'none'} with problems (**bold**). A cell: query tile x key tile, warps/stages; registers a thread; KiB of",
+        "shared memory.",
+        "`make evidence` compiles them again; the JSON beside this file has every figure.",
+        "",
+        *summary(records),
+        "",
+        *report.markdown_table([*FACTORS, *TARGETS], lines),
+        "",
+    ])  # fmt: skip
+
+
+def summary(records: Sequence[Record]) -> list[str]:
+    """Most registers and shared memory by target."""
+    columns = ["target", "kernels", "failed", "with spills", "most registers", "most shared KiB", "limit KiB"]
+    lines = []
+    for name in TARGETS:
+        mine = [r for r in records if r["target"] == name]
+        made = [r for r in mine if "failed" not in r]
+        most = [max((r[field] for r in made), default=0) for field in ("registers", "shared_bytes")]
+        spilling = sum(r["spills"] > 0 or r["stack_bytes"] > 0 for r in made)
+        cells = [name, len(mine), len(mine) - len(made), spilling, most[0], _kib(most[1]), _kib(target(name).shared_bytes)]
+        lines.append([str(cell) for cell in cells])
+    return report.markdown_table(columns, lines)
+
+
+def _cell(record: Record | None) -> str:
+    if record is None or "failed" in record:
+        return "" if record is None else "**failed**"
+    q, k = ("·".join(map(str, record[side])) for side in ("q_tile", "k_tile"))
+    text = f"{q} x {k}, {record['warps']}/{record['stages']}; {record['registers']}; {_kib(record['shared_bytes'])}"
+    return f"**{text}**" if record["problems"] else text
+
+
+def _kib(size: int) -> str:
+    return f"{size / 1024:.0f}"
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compiles, prints what is wrong and a summary, writes the tables; 1 where anything is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("--sample", type=int, metavar="N", help="compile a fixed sample of N kernels and write no tables")
+    parser.add_argument("--workers", type=int, default=2, help="processes that compile (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables (default: benchmarks/results/aot)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    given = parser.parse_args(arguments)
+    start = time.perf_counter()
+    records = run(jobs(given.sample), given.workers, not given.quiet)
+    wrong = problems(records)
+    print("\n".join([*wrong, *summary(records)]))
+    print(f"{len(records)} kernels, {len(wrong)} with problems, {time.perf_counter() - start:.0f} s")
+    if given.sample is None:
+        write(records, given.results)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,126 @@
+"""The factors that ahead-of-time evidence covers in pairs, and the spec and the launch that a row of their values means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from attncc.codegen.facts import Facts
+from attncc.codegen.kernel import Kernel
+from attncc.codegen.signature import Specialization, default_specialization
+from attncc.spec import gates, masks, normalizers, scores
+from attncc.spec.attention import AttentionSpec
+from benchmarks.covering import Row
+
+GRIDS = {"1": (5000,), "2": (60, 72), "3": (14, 20, 24)}
+"""Lengths that no tile divides."""
+WINDOWS = {"1": (513,), "2": (17, 24), "3": (6, 8, 9)}
+HEADS = {"1:1": (4, 4, 4), "4:2": (4, 2, 2), "4:1": (4, 1, 1), "4:2:1": (4, 2, 1)}
+"""Query, key and value heads."""
+
+
+def _neighborhood(rank: str, **changed: Any) -> masks.Mask:
+    return masks.Neighborhood(window=WINDOWS[rank], **changed)
+
+
+MASKS = {
+    "full": lambda rank: masks.Full(),
+    "causal": lambda rank: masks.Causal(),
+    "window": lambda rank: masks.SlidingWindow(left=700, right=300),
+    "neighborhood": lambda rank: _neighborhood(rank),
+    "strided causal neighborhood": lambda rank: _neighborhood(rank, stride=4, causal=(True, *[False] * (int(rank) - 1))),
+    "dilated neighborhood": lambda rank: _neighborhood(rank, dilation=2),
+    "segments": lambda rank: masks.Segments(),
+    "causal & segments": lambda rank: masks.Causal() & masks.Segments(),
+    "predicate": lambda rank: masks.Predicate(text="abs(q0 - k0) % 3 != 1 or 2 * k < q or blocks[h, k] == b"),
+    "prefix | causal": lambda rank: masks.Prefix(length=900) | masks.Causal(),
+}
+SCORES = {
+    "none": lambda rank: (),
+    "negative scale": lambda rank: (scores.Scale(value=-0.3),),
+    "softcap": lambda rank: (scores.Softcap(cap=20.0),),
+    "alibi": lambda rank: (scores.Alibi(),),
+    "relative bias": lambda rank: (scores.RelativeBias(extent=WINDOWS[rank]),),
+    "scale, softcap, bias": lambda rank: (
+        scores.Scale(value=0.1),
+        scores.Softcap(cap=20.0),
+        scores.RelativeBias(extent=WINDOWS[rank]),
+    ),
+}
+NORMALIZERS = {
+    "softmax": (normalizers.Softmax(), ("output",)),
+    "softmax, lse": (normalizers.Softmax(), ("output", "lse")),
+    "sigmoid": (normalizers.Sigmoid(bias=-3.0), ("output",)),
+    "relu": (normalizers.ReLU(), ("output",)),
+}
+GATES = {
+    "none": None,
+    "sigmoid, elementwise": gates.Output(),
+    "silu, headwise": gates.Output(activation="silu", granularity="headwise"),
+    "added, shared": gates.Output(mode="add", granularity="shared"),
+}
+FACTORS = {
+    "mask": list(MASKS),
+    "normalizer": list(NORMALIZERS),
+    "scores": list(SCORES),
+    "head_dim": ["16", "32", "64", "72", "80", "96", "128"],
+    "heads": list(HEADS),
+    "layout": ["bhsd", "bshd", "unaligned"],
+    "dtype": ["float16", "bfloat16", "float32"],
+    "gate": list(GATES),
+    "rank": list(GRIDS),
+    "lengths": ["fixed", "open"],
+}
+TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
+
+
+def legal(row: Mapping[str, str]) -> bool:
+    """Alibi is defined on one axis of tokens; everything else goes with everything."""
+    return row.get("scores") != "alibi" or row.get("rank", "1") == "1"
+
+
+def spec_of(row: Row) -> AttentionSpec:
+    """The spec that a row means."""
+    rank = row["rank"]
+    heads, key_heads, value_heads = HEADS[row["heads"]]
+    normalizer, outputs = NORMALIZERS[row["normalizer"]]
+    fields = {
+        "tokens": GRIDS[rank] if row["lengths"] == "fixed" else (None,) * int(rank),
+        "heads": heads,
+        "key_heads": key_heads,
+        "value_heads": value_heads,
+        "head_dim": int(row["head_dim"]),
+        "dtype": row["dtype"],
+        "mask": MASKS[row["mask"]](rank),
+        "scores": SCORES[row["scores"]](rank),
+        "normalizer": normalizer,
+        "gate": GATES[row["gate"]],
+        "outputs": outputs,
+    }
+    return AttentionSpec.model_validate(fields)
+
+
+def specialization(facts: Facts, layout: str) -> Specialization:
+    """What the launcher specialises on for contiguous tensors of a layout, or for tensors of no alignment."""
+    default = default_specialization(facts)
+    if layout == "bhsd" or (layout == "bshd" and facts.rank < 3):
+        return default
+    if layout == "bshd" and facts.boxes and not _padded(facts):
+        return replace(default, constants={**default.constants, "BOX": 2})
+    found = _without_boxes(default) if facts.boxes else default
+    if layout == "bshd":
+        return found
+    return replace(found, constants={**found.constants, "ALIGNED": 0}, aligned=())
+
+
+def _padded(facts: Facts) -> bool:
+    visit = Kernel(facts).visit
+    return any(chunk.padded for chunk in (*visit.key_chunks, *visit.value_chunks))
+
+
+def _without_boxes(special: Specialization) -> Specialization:
+    """Rows by pointer: descriptors are None, which Triton takes for a compile-time value."""
+    boxes = [name for name, kind in special.types.items() if kind.startswith("tensordesc")]
+    constants = {**special.constants, "BOX": 0, **dict.fromkeys(boxes)}
+    return replace(special, types={**special.types, **dict.fromkeys(boxes, "constexpr")}, constants=constants)
