@@ -29,7 +29,7 @@ class Kernel:
 
     def __init__(self, spec: AttentionSpec, plan: Plan, flexible: bool = False) -> None:
         self.spec, self.plan, self._flexible = spec, plan, flexible
-        program = make_program(plan, _spec_json(spec), spec.grid.shared, flexible)
+        program = make_program(spec, plan, flexible)
         self._signature, self._name = program.signature, program.name
         self._lse = "lse" in spec.outputs
         self._order = spec.outputs
@@ -74,7 +74,7 @@ class Kernel:
             CacheError: a cached file that is not what attncc wrote.
         """
         plan = self.plan if self.plan.target != "cpu" else pipeline.plan(self.spec, SOURCE_TARGET)
-        return cache.source(plan, _spec_json(self.spec))
+        return cache.source(plan, self.spec.to_json(indent=None))
 
     def explain(self) -> str:
         """How the spec became the plan: the graph after every step, what was chosen, and what was rejected and why."""
@@ -88,10 +88,6 @@ class Kernel:
     def __repr__(self) -> str:
         kernel = self.plan.kernels[0]
         return f"Kernel({kernel.name} for {self.plan.target}, tiles {list(kernel.q_tile)} x {list(kernel.k_tile)})"
-
-
-def _spec_json(spec: AttentionSpec) -> str:
-    return spec.to_json(indent=None)
 
 
 def _restored(spec: str, plan: str, flexible: bool) -> Kernel:

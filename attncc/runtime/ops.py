@@ -27,8 +27,9 @@ BACKWARD = (
 
 
 def _operands(program: Program, q: Tensor, k: Tensor, v: Tensor, extras: Sequence[Tensor], lengths: Sequence[int]) -> Operands:
-    rank = len(lengths) // 2
-    return Operands(q, k, v, program.tables(extras, q.device), tuple(lengths[:rank]), tuple(lengths[rank:]))
+    query, key = tuple(lengths[: len(lengths) // 2]), tuple(lengths[len(lengths) // 2 :])
+    program.check_lengths(query, key)
+    return Operands(q, k, v, program.tables(extras, q.device), query, key)
 
 
 @torch.library.custom_op("attncc::forward", mutates_args=(), schema=FORWARD)

@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from attncc import knobs
-from attncc.errors import AttnccError, UnsupportedError
+from attncc.errors import AttnccError, InputError, UnsupportedError
 from attncc.ir.expr import Expr
 from attncc.ir.graph import GraphOp
 from attncc.passes.plan import KernelPlan, Plan
+from attncc.passes.tiles import Shape
 from attncc.runtime import blocked, cache
 from attncc.runtime.devices import check_device
 from attncc.runtime.gate import gate_gradients, gated
 from attncc.runtime.lists import ListCache
 from attncc.runtime.operands import Operands, compute_dtype
 from attncc.runtime.signature import Signature, signature
+from attncc.spec.attention import AttentionSpec
+from attncc.spec.masks import Mask, Neighborhood, Not
+from attncc.spec.model import Grid
 from attncc.targets import target as target_record
 
 Engine = Literal["triton", "blocked"]
@@ -37,8 +41,8 @@ class Program:
     """One kernel of a plan with what running it needs. `flexible`: tensors that are not on the plan's target run `blocked`."""
 
     name: str
+    spec: AttentionSpec
     plan: Plan
-    spec_json: str
     signature: Signature
     interpret: bool
     flexible: bool
@@ -47,6 +51,27 @@ class Program:
     def kernel(self) -> KernelPlan:
         """The plan's one kernel."""
         return self.plan.kernels[0]
+
+    @cached_property
+    def spec_json(self) -> str:
+        """The spec as the generated file shows it."""
+        return self.spec.to_json(indent=None)
+
+    @cached_property
+    def _fitting(self) -> set[tuple[Shape, Shape]]:
+        return set()
+
+    def check_lengths(self, query: Shape, key: Shape) -> None:
+        """Holds lengths given at run time to what the mask says of them.
+
+        Raises:
+            InputError: a neighborhood that is larger than its axis.
+        """
+        if (query, key) not in self._fitting:
+            grid = Grid(query, key, self.signature.shared)
+            for problem in (p for mask in _neighborhoods(self.spec.mask) for p in mask.problems(grid)):
+                raise InputError("tokens", f"{list(query)} do not fit the spec's mask: {problem}")
+            self._fitting.add((query, key))
 
     @cached_property
     def gate(self) -> Expr | None:
@@ -100,10 +125,18 @@ class Program:
         return extras[self.signature.names.index("gate")] if self.gate is not None else None
 
 
+def _neighborhoods(mask: Mask) -> list[Neighborhood]:
+    """Every neighborhood in a mask. Other masks fit any length: a window or prefix longer than the sequence holds all of it."""
+    if isinstance(mask, Neighborhood):
+        return [mask]
+    parts = (mask.mask,) if isinstance(mask, Not) else getattr(mask, "masks", ())
+    return [found for part in parts for found in _neighborhoods(part)]
+
+
 # ---- the registry ----------------------------------------------------------------------------------------------------------------
 
 
-def make_program(plan: Plan, spec_json: str, shared: bool, flexible: bool) -> Program:
+def make_program(spec: AttentionSpec, plan: Plan, flexible: bool) -> Program:
     """The program of a plan, registered; the same one for the same plan.
 
     Raises:
@@ -113,7 +146,7 @@ def make_program(plan: Plan, spec_json: str, shared: bool, flexible: bool) -> Pr
         raise UnsupportedError(f"a plan of {len(plan.kernels)} kernels", "an op runs one kernel", "specs compiled one by one")
     interpret = knobs.current().interpret
     name = cache.entry_name(plan) + ("-flexible" if flexible else "") + ("-interpreted" if interpret else "")
-    made = Program(name, plan, spec_json, signature(plan.kernels[0].graph, shared), interpret, flexible)
+    made = Program(name, spec, plan, signature(plan.kernels[0].graph, spec.grid.shared), interpret, flexible)
     return _programs.setdefault(name, made)
 
 

@@ -112,6 +112,21 @@ def test_the_one_open_axis_follows_from_the_tensors() -> None:
         kernel(q, torch.randn(1, 1, 11, 8), k, tokens=(3, 4))
 
 
+def test_a_neighborhood_larger_than_its_axis() -> None:
+    mask = masks.Neighborhood(window=5) | masks.Causal()
+    kernel = attncc.compile(AttentionSpec(tokens=(None,), heads=1, head_dim=8, dtype="float32", mask=mask), "cpu")
+    kernel(*[torch.randn(1, 1, 5, 8)] * 3)
+    with pytest.raises(InputError, match=r"^tokens: \[4\] do not fit the spec's mask: window 5 .* exceeds the 4 tokens of axis 0"):
+        kernel(*[torch.randn(1, 1, 4, 8)] * 3)
+
+
+def test_a_window_longer_than_the_sequence_holds_all_of_it() -> None:
+    mask = masks.SlidingWindow(left=512, right=512)
+    kernel = attncc.compile(AttentionSpec(tokens=(None,), heads=1, head_dim=8, dtype="float32", mask=mask), "cpu")
+    q = torch.randn(1, 1, 7, 8)
+    torch.testing.assert_close(kernel(q, q, q), torch.nn.functional.scaled_dot_product_attention(q, q, q))
+
+
 def test_no_tokens() -> None:
     spec = AttentionSpec(tokens=(None,), heads=1, head_dim=8, dtype="float32")
     with pytest.raises(InputError, match=r"^q: has 0 tokens"):
