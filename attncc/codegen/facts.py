@@ -9,6 +9,7 @@ from typing import Any
 
 from attncc.ir.expr import Expr, Table, const, tables
 from attncc.ir.graph import Graph, GraphOp, Node, table_of
+from attncc.passes.footprint import comfort
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import the_mask
 from attncc.targets import Target
@@ -27,14 +28,14 @@ class Chunk:
         return self.valid < self.width
 
 
-def chunks(width: int) -> tuple[Chunk, ...]:
+def chunks(width: int, widest: int = 256) -> tuple[Chunk, ...]:
     """A head's columns in descending powers of two, the last padded to 16: 96 = 64 + 32, 72 = 64 + 16 (8 valid)."""
     found, start = [], 0
     while start < width:
         left = width - start
-        size = max(16, 1 << (left.bit_length() - 1))
+        size = min(widest, max(16, 1 << (left.bit_length() - 1)))
         # One padded chunk beats several small ones where little is wasted, as 24 = 32 columns with 8 idle.
-        if left > 16 and left * 4 >= 3 * (size * 2) and left != size:
+        if 16 < left != size < widest and left * 4 >= 3 * (size * 2):
             size *= 2
         found.append(Chunk(start, size, min(size, left)))
         start += size
@@ -102,6 +103,11 @@ class Facts:
     def value_width(self) -> int:
         """Columns of v and the output."""
         return int(self.inputs["v"]["shape"][3])
+
+    @property
+    def widest_chunk(self) -> int:
+        """Columns multiplied at once."""
+        return comfort(self.body, self.target).columns
 
     @property
     def softmax(self) -> bool:

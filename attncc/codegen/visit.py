@@ -133,11 +133,11 @@ class Visit:
 
     @property
     def key_chunks(self) -> tuple[Chunk, ...]:
-        return chunks(self.facts.width)
+        return chunks(self.facts.width, self.facts.widest_chunk)
 
     @property
     def value_chunks(self) -> tuple[Chunk, ...]:
-        return chunks(self.facts.value_width)
+        return chunks(self.facts.value_width, self.facts.widest_chunk)
 
     @property
     def state(self) -> list[str]:

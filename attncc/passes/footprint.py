@@ -17,8 +17,32 @@ SIZES = ((128, 128, 1.0), (128, 64, 1.05), (64, 128, 1.15), (64, 64, 1.2), (128,
 """Query rows, key rows, and the price of a multiply-add relative to the largest tile: small tiles reuse less and wait more."""
 BARRIERS = 2048
 """Bytes for what pipelines and reductions keep beside tiles."""
-COMFORT = 160
-"""Registers of scores, weights and accumulators that leave a thread enough for addresses and masks, out of 255."""
+
+
+@dataclass(frozen=True)
+class Comfort:
+    """What a matrix unit leaves a thread: tiles may take `registers` of it, each score map costs `maps` registers a score."""
+
+    registers: int
+    maps: float = 0.5
+    warps: tuple[int, ...] = (4, 8)
+    most_rows: int = 128
+    columns: int = 256
+    most_stages: int = 3
+
+
+COMFORT = {
+    ("mma", 2): Comfort(160),
+    ("wgmma", 2): Comfort(160, maps=0.75),
+    ("tcgen05", 2): Comfort(140, maps=1.0),  # accumulators pass through registers whole
+    ("mfma", 2): Comfort(150, maps=1.0, warps=(4,)),  # eight warps halve the registers of a thread
+    # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
+    ("mma", 4): Comfort(255, warps=(4,), most_rows=32, columns=64, most_stages=2),
+    ("wgmma", 4): Comfort(100, maps=0.0, columns=64, most_stages=2),
+    ("tcgen05", 4): Comfort(40, maps=0.0, warps=(4,), most_rows=32, columns=32, most_stages=2),
+    ("mfma", 4): Comfort(80, maps=0.0, warps=(4,), columns=64),
+}
+"""By matrix unit and element size; fitted to compiled kernels with and without score maps, head widths 64 and 128."""
 
 
 @dataclass(frozen=True)
@@ -48,33 +72,46 @@ def element_bytes(body: Graph) -> int:
     return BYTES[body.find(GraphOp.SCORES)[0].inputs[0]["dtype"]]
 
 
+def comfort(body: Graph, target: Target) -> Comfort:
+    """What the target's matrix unit leaves a thread, for the kernel's element type."""
+    return COMFORT.get((target.matrix, element_bytes(body)), Comfort(255))
+
+
 def configurations(body: Graph, target: Target, q_rows: int | None = None, k_rows: int | None = None) -> Iterator[Configuration]:
     """Configurations worth pricing, large tiles first; only those of the demanded sizes where there are any."""
     if target.backend == "cpu":
         yield Configuration(q_rows or 128, k_rows or 128, 1, 1, 1.0)
         return
-    sizes = dict.fromkeys((q_rows or q, k_rows or k) for q, k, _ in SIZES)
     price = {(q, k): p for q, k, p in SIZES}
-    for q, k in sizes:
-        for warps in (4, 8):
-            for stages in (3, 2, 1):
+    for q, k in dict.fromkeys((q_rows or q, k_rows or k) for q, k, _ in SIZES):
+        for warps in comfort(body, target).warps:
+            for stages in range(comfort(body, target).most_stages, 0, -1):
                 depth = {3: 1.0, 2: 1.03, 1: 1.4}[stages]
                 # More warps than the accumulator fills only share the same work; too few leave latencies bare.
                 yield Configuration(q, k, warps, stages, price.get((q, k), 1.5) * depth * (1.02 if warps == 8 else 1.0))
 
 
-def unfit(body: Graph, c: Configuration, target: Target) -> str:
-    """Why a configuration does not fit a target; empty where it does."""
+def unfit(body: Graph, c: Configuration, target: Target, demanded: bool = False) -> str:
+    """Why a configuration does not fit a target; empty where it does. Of demanded sizes only shared memory is held against them."""
     if target.backend == "cpu":
         return ""
-    if c.q_rows < 16 * c.num_warps and c.num_warps > 4:
-        return f"{c.num_warps} warps for {c.q_rows} rows: matrix units take 16 rows a warp"
     over = shared_bytes(body, c) - target.shared_bytes
     if over > 0:
         return f"{over} bytes over the {target.shared_bytes} of shared memory that a block may have"
+    if demanded:
+        return ""
+    if c.q_rows < 16 * c.num_warps and c.num_warps > 4:
+        return f"{c.num_warps} warps for {c.q_rows} rows: matrix units take 16 rows a warp"
+    return _crowded(body, c, target)
+
+
+def _crowded(body: Graph, c: Configuration, target: Target) -> str:
+    limit = comfort(body, target)
+    if max(c.q_rows, c.k_rows) > limit.most_rows:
+        return f"operands of {max(c.q_rows, c.k_rows)} rows in two halves spill; {limit.most_rows} do not"
     needed = thread_registers(body, c, target)
     smallest = c.q_rows * c.k_rows <= 16 * 16
-    return f"{needed} registers a thread for tiles alone, {COMFORT} are safe" if needed > COMFORT and not smallest else ""
+    return f"{needed} registers a thread for tiles alone, {limit.registers} are safe" if needed > limit.registers and not smallest else ""
 
 
 def shared_bytes(body: Graph, c: Configuration) -> int:
@@ -92,6 +129,6 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     size = element_bytes(body)
     scores = c.q_rows * c.k_rows
     maps = len(body.find(GraphOp.MAP))
-    words = scores + scores * size // 4 + c.q_rows * value_width + (scores // 2 if maps else 0)
-    words += 0 if target.bulk_copy and size == 2 else c.q_rows * key_width * size // 4
+    words = scores + scores * size // 4 + c.q_rows * value_width + int(scores * comfort(body, target).maps * bool(maps))
+    words += c.q_rows * key_width * size // 4 if target.matrix in ("mma", "mfma") else 0
     return words // (c.num_warps * target.warp)

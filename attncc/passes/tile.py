@@ -83,7 +83,7 @@ def _configurations(body: Graph, target: Target, q_tile: Shape | None, k_tile: S
 
 def _priced(pricer: Pricer, c: Configuration, target: Target, q_tile: Shape | None, k_tile: Shape | None) -> Candidate:
     work, q_shape, k_shape = pricer.best(c.q_rows, c.k_rows, q_tile, k_tile)
-    reason = unfit(pricer.body, c, target)
+    reason = unfit(pricer.body, c, target, demanded=q_tile is not None or k_tile is not None)
     return Candidate(q_shape, k_shape, c, inf if reason else work * c.slowness, reason)
 
 
