@@ -44,15 +44,18 @@ def emit(plan: Plan, spec_json: str) -> str:
 
 
 def _check_names(text: str, tables: set[str]) -> None:
-    """Refuses a table with a name that the printed code uses for something else."""
+    """Refuses a table with a name that the printed code uses for something else where it takes the table."""
     module = ast.parse(text)
-    taken = {alias.asname or alias.name for n in module.body if isinstance(n, (ast.Import, ast.ImportFrom)) for alias in n.names}
-    for function in (n for n in module.body if isinstance(n, ast.FunctionDef)):
-        taken |= {function.name, *(n.func.id for n in ast.walk(function) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name))}
-        if function.name != "check":  # which makes tables under their own names
-            taken |= {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    for name in sorted(tables & taken):
-        raise UnsupportedError(f"a table called {name!r}", "the generated code uses that name", f"{name}_table")
+    functions = [n for n in module.body if isinstance(n, ast.FunctionDef) and n.name != "check"]  # check makes the tables itself
+    known = {alias.asname or alias.name for n in module.body if isinstance(n, (ast.Import, ast.ImportFrom)) for alias in n.names}
+    known |= {function.name for function in functions}
+    for function in functions:
+        nodes = list(ast.walk(function))
+        called = {n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        taken = {n.arg for n in nodes if isinstance(n, ast.arg)} & tables & (known | called | bound)
+        for name in sorted(taken):
+            raise UnsupportedError(f"a table called {name!r}", "the generated code uses that name", f"{name}_table")
 
 
 def _sections(facts: Facts, plan: Plan, spec_json: str) -> list[str]:
