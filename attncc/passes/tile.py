@@ -67,7 +67,7 @@ def _tiled(kernel: Node, target: Target, q_tile: Shape | None, k_tile: Shape | N
     best = min(candidates, key=lambda c: c.price)
     if best.rejected:
         raise UnsupportedError(f"a tile of {best.describe()} on {target.name}", best.rejected, "leave q_tile and k_tile out")
-    rejected = tuple((c.describe(), c.rejected or f"{c.price / best.price:.2f}x the price") for c in candidates if c is not best)
+    rejected = tuple((c.describe(), c.rejected or f"{c.price / (best.price or 1.0):.2f}x the price") for c in candidates if c is not best)
     c = best.configuration
     return kernel.with_attrs(q_tile=best.q_tile, k_tile=best.k_tile, num_warps=c.num_warps, num_stages=c.num_stages, rejected=rejected)
 
