@@ -82,17 +82,18 @@ def candidates(mask: BoundMask, q_tile: Shape, k_tile: Shape, device: torch.devi
 
 
 def _padded(mask: BlockMask) -> tuple[Ints, npt.NDArray[np.int8]]:
-    """Tiles of every row and their kinds, rows filled up to the longest."""
+    """Tiles of every row, ascending, and their kinds; rows are filled up to the longest."""
     lists = mask.lists
-    counts = np.diff(lists.full_offsets), np.diff(lists.partial_offsets)
-    capacity = max(1, int((counts[0] + counts[1]).max(initial=0)))
-    tiles = np.zeros((mask.tiling.rows, capacity), np.int64)
+    parts = ((lists.full_offsets, lists.full_tiles, 2), (lists.partial_offsets, lists.partial_tiles, 1))
+    row = np.concatenate([np.repeat(np.arange(mask.tiling.rows), np.diff(offsets)) for offsets, _, _ in parts])
+    tile = np.concatenate([entries for _, entries, _ in parts])
+    kind = np.concatenate([np.full(len(entries), value, np.int8) for _, entries, value in parts])
+    order = np.lexsort((tile, row))
+    count = np.bincount(row, minlength=mask.tiling.rows)
+    column = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    tiles = np.zeros((mask.tiling.rows, max(1, int(count.max(initial=0)))), np.int64)
     kinds = np.zeros(tiles.shape, np.int8)
-    parts = ((2, counts[0], lists.full_tiles, np.zeros_like(counts[0])), (1, counts[1], lists.partial_tiles, counts[0]))
-    for kind, count, entries, start in parts:
-        row = np.repeat(np.arange(len(count)), count)
-        column = np.arange(len(entries)) - np.repeat(np.cumsum(count) - count - start, count)
-        tiles[row, column], kinds[row, column] = entries, kind
+    tiles[row[order], column], kinds[row[order], column] = tile[order], kind[order]
     return tiles, kinds
 
 
@@ -159,7 +160,7 @@ class Filler:
         }
         surely, possibly = self.bounds
         xp = torch_arrays()
-        values = evaluate_all([surely, possibly], {**range_tables(surely & possibly, tables, xp), **env}, xp)
+        values = evaluate_all([surely, possibly], {**range_tables([surely, possibly], tables, xp), **env}, xp)
         shape = (batch, heads, *self.found.tiles.shape)
         # torch.full, for a constant: as_tensor would copy from the host, which no CUDA graph can capture.
         return [(x if isinstance(x, Tensor) else torch.full((), x, device=device)).expand(shape) for x in values]
