@@ -88,7 +88,7 @@ def _ranges(low: Ints, high: Ints, q_tile: int, k_tile: int) -> tuple[tuple[Ints
 
 
 def _has_gaps(low: Ints, high: Ints, empty: npt.NDArray[np.bool_], q_tile: int) -> bool:
-    """Whether bands of neighbouring rows of a tile fail to touch: only then can a visited range hold an empty tile."""
+    """Whether bands of successive rows of a tile fail to touch: only then can a visited range hold an empty tile."""
+    low, high, tile = low[~empty], high[~empty], np.arange(len(low))[~empty] // q_tile
     touching = (low[1:] <= high[:-1] + 1) & (low[:-1] <= high[1:] + 1)
-    same_tile = np.arange(1, len(low)) % q_tile != 0
-    return bool((same_tile & ~touching & ~(empty[1:] | empty[:-1])).any())
+    return bool(((tile[1:] == tile[:-1]) & ~touching).any())
