@@ -32,6 +32,7 @@ class Arrays:
     stack: Callable[[Any], Any]
     positions: Callable[[int, Any], Any]  # 0, 1, .. n - 1, where the array given second lives
     floor_log2: Callable[[Any], Any]  # of positive integers
+    wide: Callable[[Any], Any]  # integers of any width as 64-bit ones; floats as they are
 
 
 @lru_cache
@@ -47,6 +48,7 @@ def numpy_arrays() -> Arrays:
         "numpy", np.minimum, np.maximum, np.where, np.exp, np.log, np.sqrt, np.tanh, sigmoid,
         lambda x: np.logaddexp(0.0, x), np.vectorize(math.erf, otypes=[float]), np.abs, np.logical_not, np.power,
         lambda x: np.asarray(x, dtype=np.float64), np.stack, lambda n, like: np.arange(n), lambda x: np.frexp(x)[1] - 1,
+        lambda x: x.astype(np.int64) if x.dtype.kind == "i" else x,
     )  # fmt: skip
 
 
@@ -65,6 +67,7 @@ def torch_arrays(dtype: Any = None) -> Arrays:
         unary(torch.erf), abs, unary(torch.logical_not), torch.pow,
         lambda x: x.to(dtype or torch.float64) if isinstance(x, torch.Tensor) else float(x),
         torch.stack, lambda n, like: torch.arange(n, device=like.device), lambda x: torch.frexp(x.double()).exponent - 1,
+        lambda x: x if x.is_floating_point() else x.long(),
     )  # fmt: skip
 
 

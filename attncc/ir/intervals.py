@@ -50,5 +50,6 @@ def _load_bounds(node: Expr, args: list[Interval]) -> Interval:
 
 
 def _unbounded(kind: Kind) -> Interval:
-    limit = math.inf if kind is Kind.FLOAT else 2**31 - 1
-    return const(-limit), const(limit)
+    if kind is Kind.FLOAT:
+        return const(-math.inf), const(math.inf)
+    return const(-(2**31)), const(2**31 - 1)
