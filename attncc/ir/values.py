@@ -43,9 +43,9 @@ def _value(node: Expr, args: list[Any], env: Env, xp: Arrays) -> Any:
 
 
 def _gather(table: Any, index: list[Any], xp: Arrays) -> Any:
-    """table[index] with every index clamped into the table: a read is total, as the generated kernel's is."""
+    """table[index] with every index clamped into the table: a read is total, as the generated kernel's is. Integers become int64."""
     clamped = [xp.minimum(xp.maximum(i, 0), table.shape[axis] - 1) for axis, i in enumerate(index)]
-    return table[tuple(clamped)]
+    return xp.wide(table[tuple(clamped)])
 
 
 def _range(node: Expr, args: list[Any], env: Env, xp: Arrays) -> Any:
@@ -59,7 +59,7 @@ def _range(node: Expr, args: list[Any], env: Env, xp: Arrays) -> Any:
     rest = args[:-2]
     bound = xp.minimum if node.op is Op.RANGE_MIN else xp.maximum
     start, stop = (levels[(level, *rest[:axis], i, *rest[axis:])] for i in (low, xp.maximum(high + 1 - (1 << level), 0)))
-    return bound(start, stop)
+    return xp.wide(bound(start, stop))
 
 
 def range_name(table: str, axis: int, op: Op) -> str:
@@ -67,15 +67,15 @@ def range_name(table: str, axis: int, op: Op) -> str:
     return f"{table}@{axis}.{op.value}"
 
 
-def range_tables(root: Expr, env: Mapping[str, Any], arrays: Arrays | None = None) -> dict[str, Any]:
-    """`env` completed with what the range reductions below `root` read: O(n log n) entries each, exact for any range.
+def range_tables(roots: Sequence[Expr], env: Mapping[str, Any], arrays: Arrays | None = None) -> dict[str, Any]:
+    """`env` completed with what the range reductions below `roots` read: O(n log n) entries each, exact for any range.
 
     Level j of the table holds the least (greatest) of 2**j entries from each position on, so two entries cover any range. Tables in
     `env` are of the array library; with torch all is done where they live, with no wait for the device.
     """
     xp = arrays or numpy_arrays()
     done = dict(env)
-    for node in nodes(root):
+    for node in nodes(*roots):
         if isinstance(node.value, tuple):
             table, axis = node.value
             name = range_name(table.name, axis, node.op)

@@ -63,7 +63,7 @@ class TileClassifier:
         self.columns = self._owner_columns()
         box = {f"{s}{a}": (var(f"{s}{a}.lo"), var(f"{s}{a}.hi")) for s in "qk" for a in range(tiling.rank)}
         self.surely, self.possibly = interval(self.mask.predicate, box)
-        self.tables = range_tables(self.surely & self.possibly, tables) if tables else {}
+        self.tables = range_tables([self.surely, self.possibly], tables) if tables else {}
 
     def _owner_columns(self) -> dict[str, Ints]:
         rank = self.tiling.rank
@@ -86,10 +86,13 @@ class TileClassifier:
         return Classified(_joined([*full, more_full]), partial, exact)
 
     def _roots(self) -> Boxes:
-        tiles = (*self.tiling.q_tiles, *self.tiling.k_tiles)
+        """All tiles of every owner; a class shorter than the longest has fewer query tiles, or none."""
         n = len(self.owners)
-        low = np.zeros((n, len(tiles)), np.int64)
-        return Boxes(low, low + (np.array(tiles) - 1), np.arange(n))
+        counts = [-(-self.columns[f"len{a}"] // side) for a, side in enumerate(self.tiling.q_tile)]
+        counts += [np.full(n, count) for count in self.tiling.k_tiles]
+        high = np.stack(counts, axis=1) - 1
+        roots = Boxes(np.zeros_like(high), high, np.arange(n))
+        return roots[(high >= 0).all(axis=1)]
 
     def _corners(self, boxes: Boxes) -> tuple[Ints, Ints]:
         """First and last coordinates of boxes; queries end with their class (rows beyond the grid never matter), keys do not."""
@@ -108,8 +111,7 @@ class TileClassifier:
         for i, name in enumerate(self._names()):
             env[f"{name}.lo"], env[f"{name}.hi"] = low[:, i], high[:, i]
         surely, possibly = (np.broadcast_to(x, (len(boxes),)) for x in evaluate_all([self.surely, self.possibly], env))
-        on_grid = (high >= low).all(axis=1)
-        return surely & on_grid, possibly & on_grid
+        return surely, possibly
 
     def _names(self) -> list[str]:
         return [f"{side}{a}" for side in "qk" for a in range(self.tiling.rank)]
