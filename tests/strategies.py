@@ -1,0 +1,319 @@
+"""Random specs, in the JSON form that the oracle reads, and tile shapes. Every spec is valid, and shrinks to plain dense attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+from torch import Tensor
+
+from tests.oracle import concrete, dense_mask, random_inputs
+
+Json = dict[str, Any]
+Grid = tuple[int, ...]
+LONGEST_AXIS = {1: 64, 2: 12, 3: 6}
+HEAD_DIMS = (16, 4, 8, 24, 40, 64, 72, 96)
+ALIGNMENTS = ("top_left", "bottom_right")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A spec, the lengths of its null axes, and what its tensors are drawn from."""
+
+    spec: Json
+    lengths: tuple[int, ...] = ()
+    batch: int = 1
+    seed: int = 0
+
+    @property
+    def concrete(self) -> Json:
+        """The spec with every length filled in."""
+        return concrete(self.spec, self.lengths)
+
+    @property
+    def grids(self) -> tuple[Grid, Grid]:
+        """Lengths of the query and of the key grid."""
+        spec = self.concrete
+        return tuple(spec["tokens"]), tuple(spec["key_tokens"])
+
+    def inputs(self, dtype: Any) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """(q, k, v, inputs) for the spec."""
+        return random_inputs(self.spec, self.batch, self.seed, dtype, self.lengths)
+
+    def mask(self, inputs: dict[str, Tensor]) -> Any:
+        """The oracle's mask, bool `[B or 1, H or 1, Nq, Nk]`."""
+        return dense_mask(self.concrete, inputs, self.batch)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large random cases may be."""
+
+    ranks: Sequence[int] = (1, 2, 3)
+    tokens: int = 64
+    longest: int = 64
+    heads: Sequence[int] = (1, 2, 3, 4, 6)
+    head_dims: Sequence[int] = HEAD_DIMS
+    batches: Sequence[int] = (1, 2)
+
+
+SMALL = Sizes()
+
+
+def _maybe(strategy: SearchStrategy[Any], otherwise: Any = None) -> SearchStrategy[Any]:
+    return st.just(otherwise) | strategy
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(n, 0, -1) if n % d == 0]
+
+
+# ---- grids and tiles ---------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def grids(draw: DrawFn, rank: int, sizes: Sizes = SMALL) -> Grid:
+    """Axis lengths, 1 included, of at most `sizes.tokens` tokens in all."""
+    grid: list[int] = []
+    for _ in range(rank):
+        most = min(LONGEST_AXIS[rank], sizes.longest, sizes.tokens // math.prod(grid))
+        grid.append(draw(st.integers(1, max(1, most))))
+    return tuple(grid)
+
+
+def tiles(rank: int, longest: int = 20) -> SearchStrategy[Grid]:
+    """Any positive tile shape: block masks are defined for all of them."""
+    return st.tuples(*[st.integers(1, max(2, longest // rank))] * rank)
+
+
+@st.composite
+def matmul_tiles(draw: DrawFn, rank: int, rows: Sequence[int] = (16, 32)) -> Grid:
+    """A tile shape that a kernel can have: powers of two with a product among `rows`."""
+    left = draw(st.sampled_from(rows)).bit_length() - 1
+    exponents = []
+    for _ in range(rank - 1):
+        exponents.append(draw(st.integers(0, left)))
+        left -= exponents[-1]
+    return tuple(1 << e for e in (*exponents, left))
+
+
+@st.composite
+def _one_group(draw: DrawFn, groups: list[SearchStrategy[Any]]) -> Any:
+    """Equal shares for groups; `one_of` would give each alternative of a group a share of its own."""
+    return draw(groups[draw(st.integers(0, len(groups) - 1))])
+
+
+# ---- masks -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a mask may refer to."""
+
+    query: Grid
+    key: Grid
+    shared: bool
+
+    @property
+    def rank(self) -> int:
+        return len(self.query)
+
+    @property
+    def keys(self) -> int:
+        return math.prod(self.key)
+
+
+@lru_cache
+def masks(setting: Setting) -> SearchStrategy[Json]:
+    """Every kind of mask, composites at most two deep."""
+    base = _base_masks(setting)
+    return _one_group([base, base, _composites(base), _composites(_composites(base))])
+
+
+def _composites(inner: SearchStrategy[Json]) -> SearchStrategy[Json]:
+    several = st.lists(inner, min_size=1, max_size=3)
+    return st.one_of(
+        st.builds(lambda m: {"kind": "and", "masks": m}, several),
+        st.builds(lambda m: {"kind": "or", "masks": m}, several),
+        st.builds(lambda m: {"kind": "not", "mask": m}, inner),
+    )
+
+
+def _base_masks(setting: Setting) -> SearchStrategy[Json]:
+    width = st.integers(0, setting.keys)
+    align = st.sampled_from(ALIGNMENTS)
+    simple = [
+        st.just({"kind": "full"}),
+        st.fixed_dictionaries({"kind": st.just("causal"), "align": align}),
+        st.fixed_dictionaries({"kind": st.just("sliding_window"), "left": _maybe(width), "right": _maybe(width), "align": align}),
+        st.fixed_dictionaries({"kind": st.just("prefix"), "length": width}),
+        st.fixed_dictionaries({"kind": st.just("sinks"), "count": width}),
+        _segments(setting),
+    ]
+    groups = [st.one_of(simple), *([neighborhoods(setting.query)] if setting.shared else []), predicates(setting.rank, setting.shared)]
+    return _one_group(groups)
+
+
+def _segments(setting: Setting) -> SearchStrategy[Json]:
+    key_ids = st.sampled_from([None, "key_segments"] if setting.shared else ["key_segments"])
+    return st.fixed_dictionaries({"kind": st.just("segments"), "ids": st.just("segments"), "key_ids": key_ids})
+
+
+@st.composite
+def neighborhoods(draw: DrawFn, grid: Grid) -> Json:
+    """A window that fits the grid: even ones, dilations that do not divide the axis, strides with a tail, causal axes."""
+    rules: list[tuple[int, int, int, bool]] = []
+    for length in grid:
+        dilation = draw(st.integers(1, min(length, 4)))
+        window = draw(st.integers(1, length // dilation))
+        rules.append((window, draw(st.integers(1, window)), dilation, draw(st.booleans())))
+    columns = zip(("window", "stride", "dilation", "causal"), zip(*rules))
+    return {"kind": "neighborhood", **{name: list(column) for name, column in columns}}
+
+
+# ---- predicate text ----------------------------------------------------------------------------------------------------------------
+
+_DIVISORS = ("2", "3", "5", "7", "1", "(-3)", "(-1)", "nq", "nk")
+
+
+@lru_cache  # here and below: building a strategy costs more than drawing from it
+def predicates(rank: int, shared: bool) -> SearchStrategy[Json]:
+    """Predicates over everything that the grammar knows; no divisor is ever 0."""
+    return _conditions(rank, shared).map(lambda text: {"kind": "predicate", "text": text})
+
+
+def _conditions(rank: int, shared: bool) -> SearchStrategy[str]:
+    numbers = integer_texts(rank, shared)
+    comparison = st.builds("{} {} {}".format, numbers, st.sampled_from(["<=", "<", "==", "!=", ">", ">="]), numbers)
+    chain = st.builds("{} {} {}".format, comparison, st.sampled_from(["<=", "<", "!="]), numbers)
+    congruence = st.builds("({0}) % {2} == ({1}) % {2}".format, numbers, numbers, st.sampled_from(["2", "3", "4"]))
+    return st.recursive(
+        comparison | chain | congruence,
+        lambda inner: st.builds("({}) {} ({})".format, inner, st.sampled_from(["and", "or"]), inner) | st.builds("not ({})".format, inner),
+        max_leaves=3,
+    )
+
+
+@lru_cache
+def integer_texts(rank: int, shared: bool = True) -> SearchStrategy[str]:
+    """Integer expressions in the predicate grammar, fully parenthesised where it matters."""
+    small = st.integers(0, 9).map(str)
+    leaf = st.sampled_from(_names(rank)) | small | st.sampled_from(_tables(shared))
+    return st.recursive(leaf, _larger, max_leaves=4)
+
+
+def _names(rank: int) -> list[str]:
+    axes = [f"{side}{a}" for a in range(rank) for side in ("q", "k", "nq", "nk")]
+    return ["q", "k", *axes, "nq", "nk", "h", "b"]
+
+
+def _tables(shared: bool) -> list[str]:
+    both = ["label[b, q]", "label[b, k]"] if shared else []
+    return ["alpha[b, q]", "beta[b, k]", "gamma[h]", "delta[h, q]", "epsilon[q, k]", "zeta[b]", *both]
+
+
+def _larger(inner: SearchStrategy[str]) -> SearchStrategy[str]:
+    return st.one_of(
+        st.builds("({} {} {})".format, inner, st.sampled_from(["+", "-", "*"]), inner),
+        st.builds("({} {} {})".format, inner, st.sampled_from(["//", "%"]), st.sampled_from(_DIVISORS)),
+        st.builds("({} {} (abs({}) + 1))".format, inner, st.sampled_from(["//", "%"]), inner),
+        st.builds("{}({}, {})".format, st.sampled_from(["min", "max"]), inner, inner),
+        st.builds("abs({})".format, inner),
+        st.builds("(-{})".format, inner),
+    )
+
+
+# ---- scores, normalizers, gates ----------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def score_maps(draw: DrawFn, setting: Setting, heads: int) -> list[Json]:
+    """An ordered list of score maps, each table read by one map only."""
+    found: list[Json] = []
+    if draw(st.booleans()):
+        found.append({"kind": "scale", "value": draw(st.sampled_from([1.0, 0.25, -0.5]))})
+    softcap: SearchStrategy[Json] = st.sampled_from([5.0, 0.5, 30.0]).map(lambda cap: {"kind": "softcap", "cap": cap})
+    extents = st.tuples(*(st.integers(1, n + 1) for n in setting.key))
+    bias = extents.map(lambda extent: {"kind": "relative_bias", "extent": list(extent)})
+    kinds: list[SearchStrategy[Json]] = [softcap, bias, *([alibis(heads)] if setting.rank == 1 else [])]
+    maps: list[Json] = draw(st.lists(st.one_of(kinds), max_size=3, unique_by=lambda m: str(m["kind"])))
+    return [*found, *maps]
+
+
+def alibis(heads: int) -> SearchStrategy[Json]:
+    """Standard, given and trainable slopes."""
+    given = st.lists(st.sampled_from([0.5, 0.0, 1.0, 0.03]), min_size=heads, max_size=heads)
+    slopes = st.sampled_from([(None, False), (None, True)]) | st.tuples(given, st.just(False))
+    return slopes.map(lambda s: {"kind": "alibi", "slopes": s[0], "trainable": s[1]})
+
+
+NORMALIZERS: SearchStrategy[Json] = st.one_of(
+    st.just({"kind": "softmax"}),
+    st.fixed_dictionaries({"kind": st.just("sigmoid"), "bias": st.sampled_from([0.0, -1.5])}),
+    st.just({"kind": "relu"}),
+)
+GATES: SearchStrategy[Json] = st.fixed_dictionaries(
+    {
+        "kind": st.just("output"),
+        "activation": st.sampled_from(["sigmoid", "silu"]),
+        "granularity": st.sampled_from(["elementwise", "headwise", "shared"]),
+        "mode": st.sampled_from(["multiply", "add"]),
+    }
+)
+
+
+# ---- whole specs -------------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def cases(draw: DrawFn, sizes: Sizes = SMALL, dtypes: Sequence[str] = ("float32",), mask_only: bool = False) -> Case:
+    """A valid spec with the lengths of its open axes; `mask_only` leaves everything plain that a block mask does not see."""
+    setting = draw(settings_of(sizes))
+    tokens, key_tokens, lengths = draw(_spelled(setting))
+    heads = draw(st.sampled_from(sizes.heads))
+    spec: Json = {"version": 1, "tokens": tokens, "key_tokens": key_tokens, "heads": heads, "head_dim": 16, "mask": draw(masks(setting))}
+    if not mask_only:
+        spec |= draw(_extras(setting, heads, sizes, dtypes))
+    return Case(spec, lengths, draw(st.sampled_from(sizes.batches)), draw(st.integers(0, 2**16)))
+
+
+@st.composite
+def settings_of(draw: DrawFn, sizes: Sizes = SMALL) -> Setting:
+    """Query and key grids, mostly the same."""
+    rank = draw(st.sampled_from(sizes.ranks))
+    query = draw(grids(rank, sizes))
+    key = draw(st.one_of(st.none(), st.none(), grids(rank, sizes)))
+    return Setting(query, query if key is None else key, key is None)
+
+
+@st.composite
+def _spelled(draw: DrawFn, setting: Setting) -> tuple[list[int | None], list[int | None] | None, tuple[int, ...]]:
+    """tokens and key_tokens with some axes null, and the lengths of these."""
+    spelled, lengths = [], []
+    for grid in (setting.query, *(() if setting.shared else (setting.key,))):
+        is_open = [draw(st.sampled_from([False, False, True])) for _ in grid]
+        spelled.append([None if o else n for o, n in zip(is_open, grid)])
+        lengths += [n for o, n in zip(is_open, grid) if o]
+    return spelled[0], None if setting.shared else spelled[1], tuple(lengths)
+
+
+@st.composite
+def _extras(draw: DrawFn, setting: Setting, heads: int, sizes: Sizes, dtypes: Sequence[str]) -> Json:
+    normalizer = draw(NORMALIZERS)
+    softmax = normalizer["kind"] == "softmax"
+    return {
+        "key_heads": draw(_maybe(st.sampled_from(_divisors(heads)))),
+        "value_heads": draw(_maybe(st.sampled_from(_divisors(heads)))),
+        "head_dim": draw(st.sampled_from(sizes.head_dims)),
+        "value_dim": draw(_maybe(st.sampled_from(sizes.head_dims))),
+        "dtype": draw(st.sampled_from(dtypes)),
+        "scores": draw(score_maps(setting, heads)),
+        "normalizer": normalizer,
+        "gate": draw(_maybe(GATES)),
+        "outputs": ["output", "lse"] if softmax and draw(st.booleans()) else ["output"],
+    }
