@@ -13,7 +13,17 @@ from attncc.ir.graph import Graph, GraphOp
 from attncc.targets import Target
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-SIZES = ((128, 128, 1.0), (128, 64, 1.05), (64, 128, 1.15), (64, 64, 1.2), (128, 32, 1.3), (64, 32, 1.5), (32, 32, 2.2), (16, 16, 5.0))
+SIZES = (
+    (128, 128, 1.0),
+    (128, 64, 1.05),
+    (64, 128, 1.15),
+    (64, 64, 1.2),
+    (128, 32, 1.3),
+    (64, 32, 1.5),
+    (32, 32, 2.2),
+    (32, 16, 3.0),
+    (16, 16, 5.0),
+)
 """Query rows, key rows, and the price of a multiply-add relative to the largest tile: small tiles reuse less and wait more."""
 BARRIERS = 2048
 """Bytes for what pipelines and reductions keep beside tiles."""
@@ -21,12 +31,15 @@ BARRIERS = 2048
 
 @dataclass(frozen=True)
 class Comfort:
-    """What a matrix unit leaves a thread: tiles may take `registers` of it, each score map costs `maps` registers a score."""
+    """What a matrix unit leaves a thread: tiles may take `registers` of it, each score map costs `maps` registers a score.
+
+    `key_words` bounds the elements of a key tile, `columns` those multiplied at once.
+    """
 
     registers: int
     maps: float = 0.5
     warps: tuple[int, ...] = (4, 8)
-    most_rows: int = 128
+    key_words: int = 1 << 30
     columns: int = 256
     most_stages: int = 3
 
@@ -37,9 +50,9 @@ COMFORT = {
     ("tcgen05", 2): Comfort(140, maps=1.0),  # accumulators pass through registers whole
     ("mfma", 2): Comfort(150, maps=1.0, warps=(4,)),  # eight warps halve the registers of a thread
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
-    ("mma", 4): Comfort(255, warps=(4,), most_rows=32, columns=64, most_stages=2),
+    ("mma", 4): Comfort(50, maps=0.0, warps=(4,), key_words=2048, columns=64, most_stages=2),
     ("wgmma", 4): Comfort(100, maps=0.0, columns=64, most_stages=2),
-    ("tcgen05", 4): Comfort(40, maps=0.0, warps=(4,), most_rows=32, columns=32, most_stages=2),
+    ("tcgen05", 4): Comfort(50, maps=0.0, warps=(4,), key_words=2048, columns=32, most_stages=2),
     ("mfma", 4): Comfort(80, maps=0.0, warps=(4,), columns=64),
 }
 """By matrix unit and element size; fitted to compiled kernels with and without score maps, head widths 64 and 128."""
@@ -95,7 +108,7 @@ def unfit(body: Graph, c: Configuration, target: Target, demanded: bool = False)
     """Why a configuration does not fit a target; empty where it does. Of demanded sizes only shared memory is held against them."""
     if target.backend == "cpu":
         return ""
-    over = shared_bytes(body, c) - target.shared_bytes
+    over = shared_bytes(body, c, target) - target.shared_bytes
     if over > 0:
         return f"{over} bytes over the {target.shared_bytes} of shared memory that a block may have"
     if demanded:
@@ -107,19 +120,19 @@ def unfit(body: Graph, c: Configuration, target: Target, demanded: bool = False)
 
 def _crowded(body: Graph, c: Configuration, target: Target) -> str:
     limit = comfort(body, target)
-    if max(c.q_rows, c.k_rows) > limit.most_rows:
-        return f"operands of {max(c.q_rows, c.k_rows)} rows in two halves spill; {limit.most_rows} do not"
+    if c.k_rows * max(widths(body)) > limit.key_words and c.k_rows > 16:
+        return f"a key tile of {c.k_rows * max(widths(body))} elements spills, {limit.key_words} do not"
     needed = thread_registers(body, c, target)
     smallest = c.q_rows * c.k_rows <= 16 * 16
     return f"{needed} registers a thread for tiles alone, {limit.registers} are safe" if needed > limit.registers and not smallest else ""
 
 
-def shared_bytes(body: Graph, c: Configuration) -> int:
+def shared_bytes(body: Graph, c: Configuration, target: Target) -> int:
     """Upper bound of the shared memory of one block, in bytes: keys and values in flight, the query tile or the weights."""
     key_width, value_width = widths(body)
     size = element_bytes(body)
     stream = c.k_rows * (key_width + value_width) * size * c.num_stages
-    split = 2 if size == 4 else 1  # float32 operands are split in two for their tf32 products
+    split = 2 if size == 4 and target.backend == "cuda" else 1  # float32 operands in two halves for their tf32 products
     return stream + max(c.q_rows * key_width * size * split, c.q_rows * c.k_rows * size) + BARRIERS
 
 
