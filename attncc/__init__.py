@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from attncc.api import compile
     from attncc.passes.plan import Plan
     from attncc.runtime.kernel import Kernel
+    from attncc.simulator import SpeedupReport, simulate
     from attncc.spec import gates, masks, normalizers, scores
     from attncc.spec.attention import AttentionSpec
 
@@ -18,7 +19,7 @@ _HOMES = {
     "AttentionSpec": "attncc.spec.attention",
     "Kernel": "attncc.runtime.kernel",
     "Plan": "attncc.passes.plan",
-    "SpeedupReport": "attncc.simulator.report",
+    "SpeedupReport": "attncc.simulator",
     "compile": "attncc.api",
     "simulate": "attncc.simulator",
     "errors": "attncc",
@@ -30,7 +31,21 @@ _HOMES = {
 }
 """Where each public name lives; it is imported when first asked for, so that specs and simulation never load torch."""
 
-__all__ = ["AttentionSpec", "Kernel", "Plan", "__version__", "compile", "errors", "gates", "knobs", "masks", "normalizers", "scores"]
+__all__ = [
+    "AttentionSpec",
+    "Kernel",
+    "Plan",
+    "SpeedupReport",
+    "__version__",
+    "compile",
+    "errors",
+    "gates",
+    "knobs",
+    "masks",
+    "normalizers",
+    "scores",
+    "simulate",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -39,6 +39,7 @@ def test_an_unknown_knob_is_refused() -> None:
         "import attncc",
         "from attncc import AttentionSpec, gates, masks, normalizers, scores; AttentionSpec(tokens=8, heads=1, head_dim=8)",
         "import attncc; attncc.Plan; attncc.errors; attncc.knobs",
+        "import attncc; attncc.simulate(attncc.AttentionSpec(tokens=256, heads=1, head_dim=64), 'h100')",
     ],
 )
 def test_specs_load_neither_torch_nor_triton(code: str) -> None:

@@ -47,11 +47,11 @@ def run_forward(kernel: KernelPlan, operands: Operands) -> tuple[Tensor, Tensor 
 def run_backward(
     kernel: KernelPlan, operands: Operands, rows: Tensor, lse: Tensor | None, grad: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
-    """Gradients of q, k, v and of the float tables, from the forward pass's results and the gradients of these."""
+    """Gradients of q, k, v and of the trained tables, from the forward pass's results and the gradients of these."""
     engine = _Engine(kernel, operands)
     dtype = operands.compute
     dq, dk, dv = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (operands.q, operands.k, operands.v))
-    found = {name: torch.zeros(t.shape, dtype=dtype, device=t.device) for name, t in operands.tables.items() if t.is_floating_point()}
+    found = {name: torch.zeros(t.shape, dtype=dtype, device=t.device) for name, t in operands.tables.items() if name in operands.trained}
     for tile in engine.tiles():
         at = tile.queries
         do, raw = grad[:, :, at].to(dtype), engine.raw_scores(tile)

@@ -18,7 +18,10 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Operands:
-    """q `[B, Hq, Nq, D]`, k `[B, Hk, Nk, D]`, v `[B, Hv, Nk, Dv]`, tables by name, and the lengths of the query's and key's axes."""
+    """q `[B, Hq, Nq, D]`, k `[B, Hk, Nk, D]`, v `[B, Hv, Nk, Dv]`, tables by name, and the lengths of the query's and key's axes.
+
+    `trained` names the float tables whose gradients the backward pass must give.
+    """
 
     q: Tensor
     k: Tensor
@@ -26,6 +29,7 @@ class Operands:
     tables: Mapping[str, Tensor]
     query: Shape
     key: Shape
+    trained: frozenset[str] = frozenset()
 
     @property
     def compute(self) -> torch.dtype:

@@ -7,6 +7,7 @@ the gate and the tables of a call, in the order of the kernel's signature; lengt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ FORWARD = (
     "(Tensor q, Tensor k, Tensor v, Tensor[] extras, str kernel, SymInt[] lengths, bool heads_last, bool train) -> (Tensor, Tensor, Tensor)"
 )
 BACKWARD = (
-    "(Tensor grad, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor[] extras, Tensor rows, Tensor lse, str kernel, "
-    "SymInt[] lengths) -> (Tensor, Tensor, Tensor, Tensor[])"
+    "(Tensor grad, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor[] extras, bool[] trained, Tensor rows, Tensor lse, "
+    "str kernel, SymInt[] lengths) -> (Tensor, Tensor, Tensor, Tensor[])"
 )
 
 
@@ -62,9 +63,10 @@ def _differentiate(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None, _: Te
     q, k, v, rows, lse, *extras = ctx.saved_tensors
     if grad is None:
         grad = q.new_zeros((*q.shape[:3], v.shape[3]))
-    dq, dk, dv, found = torch.ops.attncc.backward(grad, grad_lse, q, k, v, extras, rows, lse, ctx.kernel, ctx.lengths)
-    floats = iter(found)
-    by_extra = [next(floats) if x.is_floating_point() else None for x in extras]
+    trained = list(ctx.needs_input_grad[3])
+    dq, dk, dv, found = torch.ops.attncc.backward(grad, grad_lse, q, k, v, extras, trained, rows, lse, ctx.kernel, ctx.lengths)
+    given = iter(found)
+    by_extra = [next(given) if wanted else None for wanted in trained]
     return dq, dk, dv, by_extra, None, None, None, None
 
 
@@ -79,17 +81,18 @@ def backward(
     k: Tensor,
     v: Tensor,
     extras: Sequence[Tensor],
+    trained: Sequence[bool],
     rows: Tensor,
     lse: Tensor,
     kernel: str,
     lengths: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Gradients of q, k, v and of the floating-point extras, in order; `rows` and `lse` are what forward kept, or empty."""
+    """Gradients of q, k, v and of those extras that are `trained`, in order; `rows` and `lse` are what forward kept, or empty."""
     program = find_program(kernel)
-    operands = _operands(program, q, k, v, extras, lengths)
+    names = [name for name, wanted in zip(program.signature.names, trained) if wanted]
+    operands = replace(_operands(program, q, k, v, extras, lengths), trained=frozenset(names) - {"gate"})
     dq, dk, dv, found = programs.backward(program, operands, program.logits(extras), (rows, lse), grad, grad_lse)
-    floats = [name for name, x in zip(program.signature.names, extras) if x.is_floating_point()]
-    return dq.contiguous(), dk.contiguous(), dv.contiguous(), [found[name].contiguous() for name in floats]
+    return dq.contiguous(), dk.contiguous(), dv.contiguous(), [found[name].contiguous() for name in names]
 
 
 @backward.register_fake
@@ -100,13 +103,14 @@ def _(
     k: Tensor,
     v: Tensor,
     extras: Sequence[Tensor],
+    trained: Sequence[bool],
     rows: Tensor,
     lse: Tensor,
     kernel: str,
     lengths: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    return dq, dk, dv, [x.new_empty(x.shape) for x in extras if x.is_floating_point()]
+    return dq, dk, dv, [x.new_empty(x.shape) for x, wanted in zip(extras, trained) if wanted]
 
 
 def _no_double_backward(ctx: Any, *_: Any) -> None:

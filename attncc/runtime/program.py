@@ -233,7 +233,7 @@ def _open_lengths(program: Program, operands: Operands) -> Mapping[str, tuple[in
 def backward(
     program: Program, operands: Operands, logits: Tensor | None, saved: tuple[Tensor, Tensor], grad: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
-    """Gradients of q, k, v and, by name, of the gate and the float tables. `saved` are rows before the gate and log-sum-exp."""
+    """Gradients of q, k, v and, by name, of the gate and the trained tables. `saved` are rows before the gate and log-sum-exp."""
     if not operands.q.shape[0]:
         return _zero_gradients(operands, logits)
     if program.engine(operands.q.device) == "triton":

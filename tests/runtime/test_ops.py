@@ -39,7 +39,8 @@ def test_opcheck_backward(name: str) -> None:
     out, lse, rows = ops.forward(*args, False, True)
     q, k, v, extras, kernel, lengths = args
     grad_lse = torch.randn_like(lse) if lse.dim() == 3 else None
-    given = (torch.randn_like(out), grad_lse, q, k, v, extras, rows if rows.numel() else out, lse, kernel, lengths)
+    trained = [x.is_floating_point() for x in extras]
+    given = (torch.randn_like(out), grad_lse, q, k, v, extras, trained, rows if rows.numel() else out, lse, kernel, lengths)
     torch.library.opcheck(ops.backward, given, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))
 
 
@@ -98,6 +99,24 @@ def test_only_a_table_is_trained() -> None:
     table = case.inputs["relative_bias"].requires_grad_()
     case.run()["output"].sum().backward()
     assert table.grad is not None and table.grad.abs().sum() > 0 and case.q.grad is None
+
+
+def test_a_frozen_table_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attncc.runtime import blocked
+
+    seen, run = [], blocked.run_backward
+
+    def recorded(*args):
+        seen.append(args[1].trained)
+        return run(*args)
+
+    monkeypatch.setattr(blocked, "run_backward", recorded)
+    case = Case("bias", torch.float64)
+    case.q.requires_grad_()
+    case.run()["output"].sum().backward()
+    case.inputs["relative_bias"].requires_grad_()
+    case.run()["output"].sum().backward()
+    assert seen == [frozenset(), {"relative_bias"}]
 
 
 def test_gradcheck() -> None:
