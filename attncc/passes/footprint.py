@@ -50,7 +50,7 @@ COMFORT = {
     ("tcgen05", 2): Comfort(140, maps=1.0),  # accumulators pass through registers whole
     ("mfma", 2): Comfort(150, maps=1.0, warps=(4,)),  # eight warps halve the registers of a thread
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
-    ("mma", 4): Comfort(50, maps=0.0, warps=(4,), key_words=2048, columns=64, most_stages=2),
+    ("mma", 4): Comfort(80, maps=0.0, warps=(4,), key_words=2048, columns=64, most_stages=2),
     ("wgmma", 4): Comfort(100, maps=0.0, columns=64, most_stages=2),
     ("tcgen05", 4): Comfort(50, maps=0.0, warps=(4,), key_words=2048, columns=32, most_stages=2),
     ("mfma", 4): Comfort(80, maps=0.0, warps=(4,), columns=64),
