@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.faults.runner import Fault
+from tests.faults.runtime import RUNTIME
 
-FAULTS: tuple[Fault, ...] = ()
+FAULTS: tuple[Fault, ...] = (*RUNTIME,)

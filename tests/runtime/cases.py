@@ -50,7 +50,8 @@ CASES: dict[str, tuple[Json, list[int]]] = {
     "alibi": (spec([None], scores=[{"kind": "alibi", "slopes": None, "trainable": False}], heads=3, mask=CAUSAL), [40]),
     "trained slopes": (spec([30], key_tokens=[40], scores=[{"kind": "alibi", "slopes": None, "trainable": True}]), []),
     "bias": (
-        spec([7, 8], scores=[{"kind": "softcap", "cap": 4.0}, {"kind": "relative_bias", "extent": [3, 8], "table": "relative_bias"}]),
+        spec([7, 8], scores=[{"kind": "softcap", "cap": 4.0}, {"kind": "relative_bias", "extent": [3, 8], "table": "relative_bias"}],
+             gate={**GATE, "granularity": "headwise"}),
         [],
     ),
     "sigmoid": (spec([140], normalizer={"kind": "sigmoid", "bias": -1.5}, mask=CAUSAL, scores=[{"kind": "softcap", "cap": 5.0}]), []),

@@ -124,7 +124,9 @@ def test_gradcheck() -> None:
     kernel, table = case.kernel(), case.inputs["relative_bias"].requires_grad_()
     q, k, v = (x[..., :4].contiguous().requires_grad_() for x in (case.q, case.k, case.v))
     q, k, v = (torch.nn.functional.pad(x, (0, 4)).detach().requires_grad_() for x in (q, k, v))
-    assert torch.autograd.gradcheck(lambda q, table: kernel(q, k, v, relative_bias=table), (q, table), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda q, table: kernel(q, k, v, relative_bias=table, gate=case.inputs["gate"]), (q, table), fast_mode=True
+    )
 
 
 def test_a_second_derivative_is_refused() -> None:

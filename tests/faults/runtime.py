@@ -1,0 +1,92 @@
+"""Faults of the runtime: the cache, tile lists, ops and inputs."""
+
+from __future__ import annotations
+
+from tests.faults.runner import Fault
+
+CACHE, LISTS, OPS = "attncc/runtime/cache.py", "attncc/runtime/lists.py", "attncc/runtime/ops.py"
+EVERY_TILE = "tests/runtime/test_lists.py::test_no_tile_is_lost_and_none_called_full_that_is_not"
+ORACLE = "tests/runtime/test_kernels.py::test_equals_the_oracle_in_float64"
+
+RUNTIME: tuple[Fault, ...] = (
+    Fault(
+        "runtime: a stale cache key, without the code that prints",
+        CACHE,
+        "json.dumps([plan.digest, VERSION, printer_digest()])",
+        "json.dumps([plan.digest, VERSION])",
+        ("tests/runtime/test_cache.py::test_the_key_changes_with_whatever_changes_the_text",),
+    ),
+    Fault(
+        "runtime: a file that was tampered with is run",
+        CACHE,
+        'if head.decode(errors="replace") != _MARK + hashlib.sha256(body).hexdigest():',
+        'if not head.decode(errors="replace").startswith(_MARK):',
+        ("tests/runtime/test_cache.py::test_a_file_that_is_not_what_was_written_is_refused",),
+    ),
+    Fault(
+        "runtime: a failed write leaves its half",
+        CACHE,
+        "        os.unlink(name)\n",
+        "        pass\n",
+        (
+            "tests/runtime/test_cache.py::test_a_directory_that_cannot_be_used",
+            "tests/runtime/test_cache.py::test_an_interrupted_write_leaves_no_entry",
+        ),
+    ),
+    Fault(
+        "runtime: a partial candidate called full",
+        LISTS,
+        "full = surely & some & (self.found.kinds == 2)",
+        "full = surely & some",
+        (EVERY_TILE,),
+    ),
+    Fault(
+        "runtime: a possible tile dropped",
+        LISTS,
+        "some = possibly & (self.found.kinds > 0)",
+        "some = surely & (self.found.kinds > 0)",
+        (EVERY_TILE,),
+    ),
+    Fault(
+        "runtime: a batch element reads another's lists",
+        LISTS,
+        "return Lists(*lists, heads * rows if batch > 1 else 0",
+        "return Lists(*lists, rows if batch > 1 else 0",
+        (EVERY_TILE,),
+    ),
+    Fault(
+        "runtime: the gradient of the log-sum-exp dropped",
+        OPS,
+        "torch.ops.attncc.backward(grad, grad_lse, q, k, v,",
+        "torch.ops.attncc.backward(grad, None, q, k, v,",
+        (ORACLE, "tests/runtime/test_ops.py::test_lse_alone_differentiates"),
+    ),
+    Fault(
+        "runtime: the gated output saved for the rows before the gate",
+        OPS,
+        "rows if gated else out, lse",
+        "out, lse",
+        (ORACLE,),
+    ),
+    Fault(
+        "runtime: a gradient given to the wrong extra",
+        OPS,
+        "by_extra = [next(given) if wanted else None for wanted in trained]",
+        "by_extra = [next(given, None) for _ in trained]",
+        ("tests/runtime/test_ops.py::test_only_a_table_is_trained",),
+    ),
+    Fault(
+        "runtime: heads-last tensors read as heads first",
+        "attncc/runtime/inputs.py",
+        'return x.transpose(1, 2) if layout == "bshd" else x',
+        "return x",
+        ("tests/runtime/test_kernels.py::test_layout_heads_last",),
+    ),
+    Fault(
+        "runtime: a pinned plan's ranges believed",
+        "attncc/pipeline.py",
+        'theirs.block_mask == "ranges" and ours.block_mask != "ranges"',
+        'theirs.block_mask == "none"',
+        ("tests/runtime/test_kernels.py::test_a_plan_that_says_something_else_is_refused",),
+    ),
+)
