@@ -116,7 +116,8 @@ class Visit:
             keys, tests = f"k{a}[None, :]", []
             if low is not const(0):
                 tests.append(f"({keys} >= {self._bound(low, f'low{a}')})")
-            if self.is_vector(high) or self._crosses(a):
+            last = class_length("k", a, self.facts.body) - 1
+            if high is not last or self._crosses(a):
                 tests.append(f"({keys} <= {self._bound(high, f'high{a}')})")
             terms += [" & ".join(tests)] if tests else []
         return terms

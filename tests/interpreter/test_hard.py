@@ -1,0 +1,145 @@
+"""Hand-picked specs, each known to break some kernel somewhere, against the float64 oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+from tests.interpreter.generated import Run, assert_equals_oracle, every_tile, on, with_lists
+from tests.strategies import Case
+
+Grid = tuple[int, ...]
+
+
+def run(
+    mask: Any, tokens: list[int | None], q_tile: Grid = (16,), k_tile: Grid = (16,), lengths: Grid = (), batch: int = 1, **fields: Any
+) -> Run:
+    spec = {"tokens": tokens, "heads": 1, "head_dim": 16, "dtype": "float32", "mask": mask, **fields}
+    return Run(Case(spec, lengths, batch), "sm_80", q_tile, k_tile)
+
+
+def predicate(text: str) -> Any:
+    return {"kind": "predicate", "text": text}
+
+
+def neighborhood(window: list[int], stride: int = 1, dilation: int | list[int] = 1, causal: bool = False) -> Any:
+    def each(x: Any) -> list[Any]:
+        return x if isinstance(x, list) else [x] * len(window)
+
+    return {"kind": "neighborhood", "window": window, "stride": each(stride), "dilation": each(dilation), "causal": each(causal)}
+
+
+def gate(**fields: str) -> Any:
+    return {"kind": "output", "activation": "sigmoid", "granularity": "elementwise", "mode": "multiply", **fields}
+
+
+FULL = {"kind": "full"}
+CAUSAL = {"kind": "causal", "align": "top_left"}
+LAST = {"kind": "causal", "align": "bottom_right"}
+BOTH = ["output", "lse"]
+HARD: dict[str, Run] = {
+    "even windows": run(neighborhood([4, 6]), [9, 10], (4, 4), (4, 4)),
+    "a tail of a stride": run(neighborhood([5], stride=3), [29], outputs=BOTH),
+    "a causal stride": run(neighborhood([6], stride=4, causal=True), [29], outputs=BOTH),
+    "unequal classes": run(neighborhood([3, 2], dilation=[3, 2]), [11, 7], (4, 4), (2, 8)),
+    "a dilated causal axis of three": run(neighborhood([2, 3, 2], dilation=[1, 1, 2], causal=True), [3, 4, 5], (2, 4, 2), (1, 4, 4)),
+    "classes of open lengths": run(neighborhood([5], dilation=3), [None], lengths=(37,)),
+    "rows without keys": run(LAST, [40], key_tokens=[23], outputs=BOTH),
+    "rows without keys, gated": run(LAST, [40], key_tokens=[23], gate=gate(mode="add", activation="silu")),
+    "rows without keys, pointwise": run(LAST, [40], key_tokens=[23], normalizer={"kind": "sigmoid", "bias": 0.5}),
+    "no keys at all": run(predicate("k < 0"), [20], outputs=BOTH),
+    "far more keys": run(LAST, [5], key_tokens=[70], outputs=BOTH),
+    "one token": run(CAUSAL, [1], outputs=BOTH, heads=3, key_heads=1),
+    "one token of an open length": run(CAUSAL, [None], lengths=(1,), outputs=BOTH),
+    "seventeen tokens of an open length": run(CAUSAL, [None], lengths=(17,), outputs=BOTH),
+    "open lengths of two axes": run(neighborhood([3, 3]), [None, 7], (4, 4), (4, 4), lengths=(6,)),
+    "open lengths of both sides": run(predicate("q0 + k1 != nq1 % 3"), [None, None], (4, 4), (4, 4), (5, 6, 4, 7), key_tokens=[None, None]),
+    "unsorted segments": run({"kind": "segments", "ids": "segments", "key_ids": None}, [45], batch=3, outputs=BOTH),
+    "segments of queries and keys": run({"kind": "segments", "ids": "ours", "key_ids": "theirs"}, [29], key_tokens=[50], batch=2),
+    "a prefix within a tile": run({"kind": "prefix", "length": 10}, [32]),
+    "the first keys of a tile left out": run(predicate("k >= 5"), [32]),
+    "columns 72 and 40": run(CAUSAL, [20], head_dim=72, value_dim=40, outputs=BOTH),
+    "columns 96 and 8": run(CAUSAL, [20], head_dim=96, value_dim=8, gate=gate()),
+    "columns 8 and 24": run(CAUSAL, [20], head_dim=8, value_dim=24, gate=gate(granularity="headwise")),
+    "one column": run(CAUSAL, [20], head_dim=1, value_dim=1, gate=gate(granularity="headwise")),
+    "a shared gate": run(CAUSAL, [20], heads=4, key_heads=2, value_heads=1, batch=2, gate=gate(granularity="shared", activation="silu")),
+    "a negative scale": run(CAUSAL, [30], scores=[{"kind": "scale", "value": -2.0}], outputs=BOTH),
+    "a scale of zero": run(CAUSAL, [30], scores=[{"kind": "scale", "value": 0.0}], outputs=BOTH),
+    "a large scale": run(CAUSAL, [30], scores=[{"kind": "scale", "value": 60.0}], outputs=BOTH),
+    "softcap, then alibi": run(CAUSAL, [30], heads=3, scores=[{"kind": "softcap", "cap": 2.0}, {"kind": "alibi"}], outputs=BOTH),
+    "trainable alibi, keys before queries": run(FULL, [20], key_tokens=[37], scores=[{"kind": "alibi", "trainable": True}]),
+    "relative bias, then softcap": run(
+        FULL, [5, 6], (4, 4), (4, 4), heads=2, scores=[{"kind": "relative_bias", "extent": [2, 6]}, {"kind": "softcap", "cap": 1.0}]
+    ),
+    "relative bias in classes": run(
+        neighborhood([3, 2], dilation=[2, 3]), [7, 8], (4, 4), (4, 4), scores=[{"kind": "relative_bias", "extent": [7, 3]}]
+    ),
+    "relu with a bias": run(FULL, [23], key_tokens=[37], normalizer={"kind": "relu"}, scores=[{"kind": "relative_bias", "extent": [9]}]),
+    "floors of negative numbers": run(predicate("(q - 5) // 4 == (k - 5) // 4 or (q - k) % 7 == 3"), [40]),
+    "negative divisors": run(predicate("(q - k) // (-3) > 1 or (k - q) % (-4) == -1"), [40]),
+    "a head decides": run(predicate("(k - q) % (h + 2) == h"), [40], heads=3),
+    "the batch decides": run(predicate("k - q < 9 * b - 4 or table[b] == h"), [33], heads=2, batch=3),
+    "tables of all indices": run(predicate("one[b, q] + two[b, k] > ten[h] or four[q, k] == 2 and five[h, q] > 1"), [9], heads=2, batch=2),
+    "a class without tokens": run(predicate("q % 5 == k % 5"), [None], lengths=(3,)),
+    "a key class without tokens": run(predicate("q % 5 == k % 5"), [None], lengths=(23, 3), key_tokens=[None]),
+    "a union of masks": run({"kind": "or", "masks": [CAUSAL, {"kind": "sinks", "count": 20}]}, [40]),
+    "a difference of masks": run({"kind": "and", "masks": [CAUSAL, {"kind": "not", "mask": neighborhood([9])}]}, [40]),
+    "tiles longer than the grid": run(neighborhood([2, 3]), [3, 5], (2, 16), (32, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_specs(name: str, poisoned: None) -> None:
+    assert_equals_oracle(HARD[name])
+
+
+RANGES = ["a prefix within a tile", "rows without keys", "classes of open lengths", "one token"]
+BOXES = ["even windows", "columns 96 and 8", "open lengths of two axes", "one token", "a dilated causal axis of three"]
+
+
+@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("layout", ["heads first", "heads last", "misaligned"])
+def test_hard_specs_by_box(name: str, layout: str, poisoned: None) -> None:
+    """sm_90 loads keys and values by descriptor where the layout allows it, by rows where it does not."""
+    assert_equals_oracle(on(HARD[name], target="sm_90", layout=layout))
+
+
+@pytest.mark.parametrize("name", [*RANGES, "a tail of a stride", "no keys at all"])
+def test_every_tile_may_be_masked(name: str, poisoned: None) -> None:
+    assert_equals_oracle(on(HARD[name], change=every_tile))
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_ranges_may_be_lists(name: str, poisoned: None) -> None:
+    assert HARD[name].plan.kernels[0].block_mask == "ranges"
+    assert_equals_oracle(on(HARD[name], change=with_lists))
+
+
+@pytest.mark.parametrize(
+    ("layout", "batch", "head_dim", "kind"),
+    [
+        ("heads first", 2, 32, 1),
+        ("heads first", 2, 24, 1),
+        ("heads last", 2, 32, 2),
+        ("heads last", 2, 24, 0),
+        ("heads last", 1, 24, 1),
+        ("misaligned", 2, 32, 0),
+        ("one key head for all", 2, 32, 0),
+    ],
+)
+def test_boxes_of_three_axes(layout: str, batch: int, head_dim: int, kind: int, poisoned: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descriptor has five axes, so a rank-3 grid needs batch and heads merged (1), or heads and columns (2), or rows (0)."""
+    fields: Any = {"heads": 2, "key_heads": 2, "head_dim": head_dim}
+    boxed = on(run(neighborhood([2, 3, 2]), [2, 3, 5], (2, 2, 4), (2, 4, 2), batch=batch, **fields), target="sm_90", layout=layout)
+    seen: list[int] = []
+    choose = boxed.module._box_kind
+
+    def watched(*given: Any) -> int:
+        seen.append(choose(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(boxed.module, "_box_kind", watched)
+    assert_equals_oracle(boxed)
+    assert seen == [kind]
