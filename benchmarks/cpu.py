@@ -22,6 +22,7 @@ import attncc
 from attncc import AttentionSpec, masks
 from benchmarks import report, rivals
 from benchmarks.bounds import work
+from benchmarks.inputs import packed
 from benchmarks.workers import ROOT, JobError, Worker
 
 HEADS, WIDTH, THREADS = 4, 64, 2
@@ -59,15 +60,8 @@ def cases(tokens: int) -> list[Case]:
     return [
         Case("window ±512", (tokens,), window, rivals.window(512, 512)),
         Case("packed documents", (tokens,), masks.Segments(), rivals.documents(labels), labels),
-        Case("2-D neighborhood 33x33", plane, masks.Neighborhood(window=near), rivals.neighborhood(plane, near, (1, 1))),
+        Case("2-D neighborhood 33x33", plane, masks.Neighborhood(window=near), rivals.neighborhood(plane, near, (1, 1), (1, 1))),
     ]
-
-
-def packed(tokens: int) -> Tensor:
-    """Labels of documents of 64 to 4096 tokens, most of them short, end to end: `[1, tokens]`."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = (2 ** (6 + 6 * torch.rand(tokens // 64 + 1, generator=generator))).int()
-    return torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), lengths)[:tokens][None]
 
 
 # ---- timing --------------------------------------------------------------------------------------------------------------------------

@@ -35,21 +35,28 @@ def documents(labels: Tensor, and_causal: bool = False) -> Mod:
     return mask
 
 
-def neighborhood(grid: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Mod:
-    """Generalized neighborhood attention on row-major tokens."""
+def neighborhood(grid: Sequence[int], size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Mod:
+    """Generalized neighborhood attention on row-major tokens, one parameter an axis."""
 
     def mask(b: Any, h: Any, q: Any, k: Any) -> Any:
         found, after = None, math.prod(grid)
-        for n, w, s in zip(grid, size, stride):
+        for n, *rule in zip(grid, size, stride, dilation):
             after //= n
-            i, j = q // after % n, k // after % n
-            leader = torch.clamp(i // s * s + s // 2, max=n - 1)
-            start = torch.clamp(leader - w // 2, min=0, max=n - w)
-            inside = (j >= start) & (j < start + w)
+            inside = _near(q // after % n, k // after % n, n, *rule)
             found = inside if found is None else found & inside
         return found
 
     return mask
+
+
+def _near(i: Any, j: Any, n: int, size: int, stride: int, dilation: int) -> Any:
+    """One axis of n tokens: within the window of i's leader, in the same residue class."""
+    r = i % dilation
+    length = (n - r + dilation - 1) // dilation
+    leader = torch.minimum(i // dilation // stride * stride + stride // 2, length - 1)
+    start = torch.minimum(torch.clamp(leader - size // 2, min=0), length - size)
+    place = j // dilation
+    return (j % dilation == r) & (place >= start) & (place < start + size)
 
 
 def softcap_alibi(cap: float, slopes: Tensor) -> Mod:
@@ -61,9 +68,18 @@ def softcap_alibi(cap: float, slopes: Tensor) -> Mod:
     return score
 
 
-def relative_bias(table: Tensor, extent: int) -> Mod:
-    """A learned bias by offset; table [H, 2 * extent - 1]."""
-    return lambda s, b, h, q, k: s + table[h, torch.clamp(k - q, 1 - extent, extent - 1) + extent - 1]
+def relative_bias(table: Tensor, grid: Sequence[int]) -> Mod:
+    """A learned bias by offset on every axis; table [H, 2 e0 - 1, ..]."""
+    middle = [n // 2 for n in table.shape[1:]]
+
+    def score(s: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+        index, after = [], math.prod(grid)
+        for n, m in zip(grid, middle):
+            after //= n
+            index.append(torch.clamp(k // after % n - q // after % n, -m, m) + m)
+        return s + table[(h, *index)]
+
+    return score
 
 
 # ---- the rivals ----------------------------------------------------------------------------------------------------------------------
@@ -90,13 +106,11 @@ def flex_block_mask(mask: Mod | None, q: Tensor, k: Tensor, batch: bool = False)
 
 
 def flex(score: Mod | None = None) -> Callable[..., Tensor]:
-    """Compiled FlexAttention: (q, k, v, block_mask) to the output."""
+    """Compiled FlexAttention: (q, k, v, block_mask, gate) to the output; a gate is one more operation, which the compiler may fuse."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled = torch.compile(flex_attention, dynamic=False)
+    def attend(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, gate: Tensor | None = None) -> Any:
+        out = flex_attention(q, k, v, score_mod=score, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        return out if gate is None else out * torch.sigmoid(gate)
 
-    def run(q: Tensor, k: Tensor, v: Tensor, block_mask: Any) -> Tensor:
-        out: Tensor = compiled(q, k, v, score_mod=score, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
-        return out
-
-    return run
+    return torch.compile(attend, dynamic=False)

@@ -1,0 +1,1 @@
+"""Checks and times every kind of kernel on the GPU of this machine: `python -m benchmarks.gpu`."""
