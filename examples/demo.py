@@ -1,0 +1,35 @@
+"""Both examples, one after the other; leaves the generated kernel, its plan, the report and a picture of the mask in build/demo."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from examples import hunyuan, minilm
+
+
+def main() -> None:
+    """Runs everything and says where the files are."""
+    console = Console()
+    console.rule("a sentence model on real text")
+    with console.status("embedding sentences"):
+        rows = minilm.compare()
+    console.print(minilm.table(rows))
+    if any(row.get("difference", 0.0) > 1e-5 for row in rows):
+        raise SystemExit("the embeddings differ from the model's own")
+    console.rule("a video grid with neighborhood attention")
+    hunyuan.main(hunyuan.FOLDER)
+    picture()
+    console.rule("files")
+    for path in sorted(hunyuan.FOLDER.iterdir()):
+        console.print(f"  {path}")
+
+
+def picture() -> None:
+    """The mask and the block mask of the video grid."""
+    from attncc.simulator.picture import draw
+
+    draw(hunyuan.VIDEO, hunyuan.FOLDER / "mask.png", hunyuan.TILE, hunyuan.TILE)
+
+
+if __name__ == "__main__":
+    main()
