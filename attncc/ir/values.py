@@ -44,19 +44,22 @@ def _value(node: Expr, args: list[Any], env: Env, xp: Arrays) -> Any:
 
 def _gather(table: Any, index: list[Any], xp: Arrays) -> Any:
     """table[index] with every index clamped into the table: a read is total, as the generated kernel's is. Integers become int64."""
-    clamped = [xp.minimum(xp.maximum(i, 0), table.shape[axis] - 1) for axis, i in enumerate(index)]
-    return xp.wide(table[tuple(clamped)])
+    return xp.wide(table[tuple(_clamped(i, size, xp) for i, size in zip(index, table.shape))])
+
+
+def _clamped(index: Any, size: int, xp: Arrays) -> Any:
+    return xp.minimum(xp.maximum(index, 0), size - 1)
 
 
 def _range(node: Expr, args: list[Any], env: Env, xp: Arrays) -> Any:
     """Least or greatest entry between two positions of one index, from a table of power-of-two ranges (see `range_tables`)."""
     table, axis = node.value
     levels = env[range_name(table.name, axis, node.op)]
-    size = levels.shape[axis + 1]
-    low, high = (xp.minimum(xp.maximum(x, 0), size - 1) for x in args[-2:])
+    shape = levels.shape[1:]
+    low, high = (_clamped(x, shape[axis], xp) for x in args[-2:])
     length = xp.maximum(high - low + 1, 1)
     level = env["floor_log2"][length]
-    rest = args[:-2]
+    rest = [_clamped(x, size, xp) for x, size in zip(args[:-2], (*shape[:axis], *shape[axis + 1 :]))]
     bound = xp.minimum if node.op is Op.RANGE_MIN else xp.maximum
     start, stop = (levels[(level, *rest[:axis], i, *rest[axis:])] for i in (low, xp.maximum(high + 1 - (1 << level), 0)))
     return xp.wide(bound(start, stop))
