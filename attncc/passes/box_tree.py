@@ -81,9 +81,9 @@ class TileClassifier:
             boxes = boxes[possibly & ~surely]
             ones = boxes.sizes() == 1
             single.append(boxes[ones])
-            boxes = _halved(boxes[~ones])
-        partial, more_full, exact = self._resolve(_joined(single), budget)
-        return Classified(_joined([*full, more_full]), partial, exact)
+            boxes = halved(boxes[~ones])
+        partial, more_full, exact = self._resolve(joined(single), budget)
+        return Classified(joined([*full, more_full]), partial, exact)
 
     def _roots(self) -> Boxes:
         """All tiles of every owner; a class shorter than the longest has fewer query tiles, or none."""
@@ -124,7 +124,7 @@ class TileClassifier:
         affordable = budget // (prod(self.tiling.q_tile) * prod(self.tiling.k_tile))
         exact = left[:affordable]
         any_true, all_true, _ = self.evaluate(exact)
-        partial = _joined([tiles[~open_], exact[any_true & ~all_true], left[affordable:]])
+        partial = joined([tiles[~open_], exact[any_true & ~all_true], left[affordable:]])
         return partial, exact[all_true], len(left) <= affordable
 
     def _sampled(self, tiles: Boxes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -168,7 +168,7 @@ class TileClassifier:
         return inside.any(axis=1), (value | ~on_grid).all(axis=1), inside.sum(axis=1)
 
 
-def _halved(boxes: Boxes) -> Boxes:
+def halved(boxes: Boxes) -> Boxes:
     """Every box cut in two along its longest side."""
     if not len(boxes):
         return boxes
@@ -177,8 +177,8 @@ def _halved(boxes: Boxes) -> Boxes:
     middle = (boxes.low[row, axis] + boxes.high[row, axis]) // 2
     left_high, right_low = boxes.high.copy(), boxes.low.copy()
     left_high[row, axis], right_low[row, axis] = middle, middle + 1
-    return _joined([Boxes(boxes.low, left_high, boxes.owner), Boxes(right_low, boxes.high, boxes.owner)])
+    return joined([Boxes(boxes.low, left_high, boxes.owner), Boxes(right_low, boxes.high, boxes.owner)])
 
 
-def _joined(parts: list[Boxes]) -> Boxes:
+def joined(parts: list[Boxes]) -> Boxes:
     return Boxes(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("low", "high", "owner")))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import keyword
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,6 +19,9 @@ from attncc.spec.masks import Full, Mask
 from attncc.spec.model import Axes, Grid, Part
 from attncc.spec.normalizers import NormalizerSpec, Softmax
 from attncc.spec.scores import Alibi, RelativeBias, Scale, Score
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 Positive = Annotated[int, Field(ge=1)]
@@ -153,6 +157,69 @@ class AttentionSpec(Part):
         """SHA-256 of the canonical JSON: equal specs have equal digests, in any process."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_block_mask(
+        self,
+        batch: int | None = None,
+        device: Any = "cpu",
+        *,
+        lengths: Sequence[int] | int | None = None,
+        tables: Mapping[str, Any] | None = None,
+        block_size: int | tuple[int, int] = 128,
+    ) -> BlockMask:
+        """The mask as FlexAttention's `BlockMask`, from analysis: no array of all pairs is made.
+
+        Args:
+            batch: elements, where the mask differs between them and no table says how many.
+            device: where the mask's tensors live.
+            lengths: tokens of each axis that the spec leaves open.
+            tables: integer tables that the mask reads, by name.
+            block_size: tokens of a block, or of a query and of a key block. Blocks are runs of the flattened tokens.
+
+        Returns:
+            A mask for `flex_attention(..., block_mask=..)`, with one batch element and one head where it is the same for all.
+
+        Raises:
+            InputError: missing lengths or tables, impossible block sizes; names the argument.
+        """
+        from attncc.integrations.flex import to_block_mask
+
+        return to_block_mask(self, batch, device, lengths, tables, block_size)
+
+    def to_mask_mod(
+        self, tables: Mapping[str, Any] | None = None, *, lengths: Sequence[int] | int | None = None, device: Any = "cpu"
+    ) -> Callable[..., Any]:
+        """The mask as FlexAttention's mask_mod `(b, h, q, k) -> bool` over flattened tokens, for `vmap` and `torch.compile`.
+
+        Args:
+            tables: integer tables that the mask reads, by name.
+            lengths: tokens of each axis that the spec leaves open.
+            device: where tables are put.
+
+        Raises:
+            InputError: missing lengths or tables; names the argument.
+        """
+        from attncc.integrations.flex import to_mask_mod
+
+        return to_mask_mod(self, tables, lengths, device)
+
+    def to_score_mod(
+        self, tables: Mapping[str, Any] | None = None, *, lengths: Sequence[int] | int | None = None, device: Any = "cpu"
+    ) -> Callable[..., Any]:
+        """The score maps as FlexAttention's score_mod `(score, b, h, q, k) -> score`; pass `scale=spec.scale` beside it.
+
+        Args:
+            tables: tables that the scores read (`relative_bias`, `alibi_slopes`), by name; tensors keep their gradients.
+            lengths: tokens of each axis that the spec leaves open.
+            device: where tables are put.
+
+        Raises:
+            InputError: missing lengths or tables; names the argument.
+            UnsupportedError: a normalizer other than softmax.
+        """
+        from attncc.integrations.flex import to_score_mod
+
+        return to_score_mod(self, tables, lengths, device)
 
     def to_json(self, indent: int | None = 2) -> str:
         """The spec as JSON text."""

@@ -1,0 +1,1 @@
+"""What attncc gives to other systems."""
