@@ -61,7 +61,7 @@ def torch_arrays(dtype: Any = None) -> Arrays:
         return lambda x: function(x if isinstance(x, torch.Tensor) else torch.tensor(x))
 
     return Arrays(
-        "torch", _bound(torch, "min"), _bound(torch, "max"), _where(torch),
+        "torch", _bound(torch, "min"), _bound(torch, "max"), _where(torch, dtype),
         unary(torch.exp), unary(torch.log), unary(torch.sqrt), unary(torch.tanh), unary(torch.sigmoid),
         unary(lambda x: torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))),
         unary(torch.erf), abs, unary(torch.logical_not), torch.pow,
@@ -87,10 +87,12 @@ def _bound(torch: ModuleType, side: str) -> Callable[[Any, Any], Any]:
     return bound
 
 
-def _where(torch: ModuleType) -> Callable[[Any, Any, Any], Any]:
+def _where(torch: ModuleType, dtype: Any) -> Callable[[Any, Any, Any], Any]:
     def where(condition: Any, a: Any, b: Any) -> Any:
         if not isinstance(condition, torch.Tensor):
             return a if condition else b
+        if isinstance(a, float) and isinstance(b, float):  # of two numbers torch would make its default type
+            a = torch.full((), a, dtype=dtype or torch.float64, device=condition.device)
         return torch.where(condition, a, b)
 
     return where
