@@ -6,6 +6,7 @@ code in the kernel, follows from it. `Causal`, `SlidingWindow`, `Prefix` and `Si
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -227,8 +228,10 @@ def _parse_predicate(text: str, grid: Grid) -> Expr:
 
     def read(name: str, index: tuple[Expr, ...]) -> Expr:
         unknown = [i for i in index if i not in dims]
-        if unknown or not name.isidentifier() or name in names:
-            raise ValueError(f"table {name!r} must be indexed by b, h, q or k alone")
+        if unknown or len(set(index)) < len(index) or name in names:
+            raise ValueError(f"table {name!r} must be indexed by b, h, q and k alone, each at most once")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"table {name!r} must have a name of small letters, digits and underscores")
         return load(Table(name, Kind.INT, tuple(dims[i] for i in index)), *index)
 
     mask = parse(text, names, read, INTEGER_CALLS)
@@ -241,8 +244,10 @@ def _parse_predicate(text: str, grid: Grid) -> Expr:
 
 def _check_number(n: Expr) -> None:
     """Holds one node of a predicate to what kernels compute with: 32-bit integers, divided by something."""
-    if n.op is Op.CONST and (n.kind is Kind.FLOAT or abs(int(n.value)) > 2**31 - 1):
-        raise ValueError(f"{n.value if n.kind is Kind.FLOAT else 'a number'} is no 32-bit integer")
+    if n.kind is Kind.FLOAT:
+        raise ValueError(f"{n!r} is no integer; // divides integers")
+    if n.op is Op.CONST and abs(int(n.value)) > 2**31 - 1:
+        raise ValueError("a number is no 32-bit integer")
     if n.op in (Op.FLOORDIV, Op.MOD) and n.args[1] is const(0):
         raise ValueError("division by zero")
 
