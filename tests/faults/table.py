@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tests.faults.compiler import COMPILER
 from tests.faults.runner import Fault
 from tests.faults.runtime import RUNTIME
 
-FAULTS: tuple[Fault, ...] = (*RUNTIME,)
+FAULTS: tuple[Fault, ...] = (*COMPILER, *RUNTIME)

@@ -1,0 +1,40 @@
+"""What is said of a kernel before it is compiled, held against the compiled one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+from attncc import AttentionSpec, masks, pipeline, scores
+from attncc.codegen.aot import Job, compile_in_subprocess
+from attncc.codegen.facts import Facts
+from attncc.codegen.module import emit
+from attncc.codegen.signature import default_specialization
+from attncc.passes.footprint import Configuration, shared_bytes
+from attncc.targets import target
+
+PLAIN = {"mask": masks.Causal()}
+RICH = {"mask": masks.Causal() & masks.Segments(), "scores": (scores.Softcap(cap=30.0), scores.Alibi())}
+CASES = [
+    ("sm_80", "bfloat16", 64, PLAIN),
+    ("sm_80", "float32", 128, RICH),
+    ("sm_90", "bfloat16", 128, PLAIN),
+    ("sm_100", "bfloat16", 128, PLAIN),
+    ("gfx942", "bfloat16", 64, RICH),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype", "head_dim", "parts"), CASES)
+def test_shared_memory_is_bounded_and_nothing_spills(name: str, dtype: str, head_dim: int, parts: dict, tmp_path: Path) -> None:
+    spec = AttentionSpec(tokens=(None,), heads=4, key_heads=2, head_dim=head_dim, dtype=dtype, **parts)
+    record, plan = target(name), pipeline.plan(spec, name)
+    kernel = plan.kernels[0]
+    path = tmp_path / "kernel.py"
+    path.write_text(emit(plan, spec.to_json(indent=None)))
+    special = default_specialization(Facts(kernel, record))
+    (made,) = compile_in_subprocess([Job(path, kernel.name, special, record, kernel.num_warps, kernel.num_stages)])
+    configuration = Configuration(kernel.q_tile[0], kernel.k_tile[0], kernel.num_warps, kernel.num_stages, 1.0)
+    assert made.shared_bytes <= shared_bytes(kernel.graph, configuration, record) <= record.shared_bytes
+    assert made.resources.spills == 0

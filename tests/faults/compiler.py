@@ -1,0 +1,77 @@
+"""Faults of the compiler: expressions, passes, printers."""
+
+from __future__ import annotations
+
+from tests.faults.runner import Fault
+
+OPS, AXIS, TREE = "attncc/ir/ops.py", "attncc/passes/axis_tiles.py", "attncc/passes/box_tree.py"
+CANONICAL, VISIT, KERNEL = "attncc/passes/canonicalize.py", "attncc/codegen/visit.py", "attncc/codegen/kernel.py"
+MASKS = "tests/passes/test_block_mask.py::test_hard_masks"
+BRUTE = "tests/passes/test_block_mask.py::test_block_mask_is_brute_force"
+GENERATED = "tests/interpreter/test_hard.py::test_hard_specs"
+ORACLE = "tests/runtime/test_kernels.py::test_equals_the_oracle_in_float64"
+
+COMPILER: tuple[Fault, ...] = (
+    Fault("ops: a difference bounded as if it rose in both", OPS, "a - b, _crossed", "a - b, _monotone", (MASKS,)),
+    Fault(
+        "ops: any remainder spans one period",
+        OPS,
+        "one_period = (a[0] // b[0]).equals(a[1] // b[0])",
+        "one_period = const(True)",
+        (MASKS,),
+    ),
+    Fault("ops: tanh's derivative", OPS, "(const(1.0) - n * n,)", "(const(1.0) - n,)", (ORACLE,)),
+    Fault(
+        "masks: the leader of an even stride",
+        "attncc/spec/masks.py",
+        "group + stride // 2",
+        "group + (stride - 1) // 2",
+        (BRUTE,),
+    ),
+    Fault("masks: bottom-right alignment forgotten", "attncc/spec/masks.py", "query + grid.offset if", "query if", (MASKS, ORACLE)),
+    Fault("canonicalize: < solved as <=", CANONICAL, "right - 1 if term.op is Op.LT else right", "right", (MASKS,)),
+    Fault(
+        "canonicalize: the tail mask dropped",
+        CANONICAL,
+        'last = class_length("k", axis, graph) - 1',
+        'last = class_length("k", axis, graph) + 63',
+        (MASKS, GENERATED),
+    ),
+    Fault("axis tiles: partial called full", AXIS, "-(-low_max // k_tile)", "low_max // k_tile", (BRUTE,)),
+    Fault("axis tiles: the last tile dropped", AXIS, "high_max // k_tile + 1", "high_max // k_tile", (BRUTE,)),
+    Fault("box tree: partial called full", TREE, "return partial, exact[all_true]", "return partial, exact[any_true]", (BRUTE,)),
+    Fault("box tree: samples trusted too far", TREE, "open_ = ~(some & ~every)", "open_ = some", (BRUTE,)),
+    Fault(
+        "visit: the mask of partial tiles dropped",
+        VISIT,
+        "s = tl.where(allowed, s, float",
+        "s = tl.where(lane >= 0, s, float",
+        (GENERATED,),
+    ),
+    Fault("visit: a lost rescale", VISIT, "acc{0} * rescale[:, None]", "acc{0}", (GENERATED,)),
+    Fault("visit: a row without keys becomes NaN", VISIT, "pivot} if PARTIAL else m_new", "'m_new'}", (GENERATED,)),
+    Fault("visit: any sign of the scale fused", VISIT, "and self.facts.scale > 0", "", (GENERATED,)),
+    Fault("kernel: the order of the LSE", KERNEL, "(m + tl.log2(l)) * {LN2}", "m + tl.log2(l) * {LN2}", (GENERATED,)),
+    Fault("kernel: rows past the grid widen its ranges", KERNEL, 'f"tl.minimum(q{axis}, {grid.last(length)})"', 'f"q{axis}"', (GENERATED,)),
+    Fault(
+        "expressions: truncating // and %",
+        "attncc/codegen/expressions.py",
+        "return proved(const(0) <= numerator) and proved(const(0) < divisor)",
+        "return True",
+        (GENERATED,),
+    ),
+    Fault(
+        "launcher: a shared gate read with the stride of heads",
+        "attncc/codegen/launcher.py",
+        'gate = gate.expand(-1, {facts.heads[0]}, -1, -1)"',
+        'gate = gate"',
+        (GENERATED,),
+    ),
+    Fault(
+        "facts: padded columns counted as real",
+        "attncc/codegen/facts.py",
+        "return self.valid < self.width",
+        "return False",
+        (GENERATED,),
+    ),
+)
