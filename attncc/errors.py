@@ -19,7 +19,7 @@ class SpecError(AttnccError, ValueError):
         self.field = field
 
 
-class GraphError(AttnccError):
+class GraphError(AttnccError, ValueError):
     """A graph that its stage does not allow; the text of the graph follows, the culprit marked."""
 
 

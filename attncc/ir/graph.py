@@ -126,9 +126,15 @@ _INTERNED: dict[tuple[Any, ...], Node] = {}
 def node(op: GraphOp, *inputs: Node, **attrs: Attr) -> Node:
     """The one node with these fields."""
     items = tuple(sorted(attrs.items()))
-    # Types are part of the key: 1, 1.0 and True are equal to Python and not to us.
-    key = (op, inputs, items, repr([(name, type(value)) for name, value in items]))
+    key = (op, inputs, tuple((name, _exact(value)) for name, value in items))
     return _INTERNED.setdefault(key, Node(op, inputs, items))
+
+
+def _exact(value: Any) -> Any:
+    """What equals only its like: to Python 1, 1.0 and True are equal, and 0.0 and -0.0."""
+    if isinstance(value, tuple):
+        return tuple(map(_exact, value))
+    return type(value), value.hex() if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)

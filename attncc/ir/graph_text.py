@@ -28,7 +28,8 @@ LONGEST = 1 << 18
 """Characters of one expression in a graph; the masks of a spec are far shorter, and so is what passes make of them."""
 
 _LINE = re.compile(r"%(?P<name>\w+) = (?P<op>\w+)(?:\((?P<inputs>[^)]*)\))?(?P<attrs>.*)")
-_HEAD = re.compile(r"graph query=(?P<query>\[[^]]*\]) key=(?P<key>\[[^]]*\]) residues=(?P<residues>\[[^]]*\]) \{")
+_AXES = r"\[(?:(?:null|\d+)(?:, (?:null|\d+))*)?\]"
+_HEAD = re.compile(rf"graph query=(?P<query>{_AXES}) key=(?P<key>{_AXES}) residues=(?P<residues>{_AXES}) {{")
 
 
 def to_text(graph: Graph, mark: Node | None = None) -> str:
@@ -81,14 +82,14 @@ def parse_graph(text: str) -> Graph:
     Raises:
         GraphError: a line that is not in the format.
     """
-    lines = [line.strip() for line in text.strip().splitlines()]
-    graph, rest = _parse_block(lines, 0, lines[0], {})
+    lines = [line.strip() for line in text.strip().splitlines()] or [""]
+    graph, rest = _parse_block(lines, 0, lines[0])
     if rest != len(lines):
         raise GraphError(f"text after the end of the graph: {lines[rest]!r}")
     return graph
 
 
-def _parse_block(lines: list[str], at: int, head: str, outer: dict[str, Table]) -> tuple[Graph, int]:
+def _parse_block(lines: list[str], at: int, head: str) -> tuple[Graph, int]:
     match = _HEAD.fullmatch(head)
     if not match:
         raise GraphError(f"not the head of a graph: {head!r}")
@@ -112,20 +113,20 @@ def _known(nodes: dict[str, Node], name: str) -> Node:
 
 def _parse_node(lines: list[str], at: int, nodes: dict[str, Node]) -> int:
     match = _LINE.fullmatch(lines[at].removesuffix("# <-- here").strip())
-    if not match:
+    if not match or match["op"] not in list(GraphOp):
         raise GraphError(f"not a node: {lines[at]!r}")
     refs = [r.strip().removeprefix("%") for r in (match["inputs"] or "").split(",") if r.strip()]
     inputs = tuple(_known(nodes, r) for r in refs)
     text, attrs, after = match["attrs"].strip(), {}, at + 1
     if " body=graph " in f" {text}":
         text, head = f" {text}".split(" body=", 1)
-        attrs["body"], after = _parse_block(lines, at, head, {})
-    tables = {n["name"]: table_of(n) for n in nodes.values() if n.op is GraphOp.INPUT}
-    attrs.update(_Attributes(text.strip(), tables).read())
+        attrs["body"], after = _parse_block(lines, at, head)
     try:
-        nodes[match["name"]] = node(GraphOp(match["op"]), *inputs, **attrs)
-    except ValueError:
-        raise GraphError(f"unknown op {match['op']!r}") from None
+        tables = {n["name"]: table_of(n) for n in nodes.values() if n.op is GraphOp.INPUT}
+        attrs.update(_Attributes(text.strip(), tables).read())
+    except (ValueError, LookupError) as error:
+        raise GraphError(f"not a node: {lines[at]!r}: {error}") from None
+    nodes[match["name"]] = node(GraphOp(match["op"]), *inputs, **attrs)
     return after
 
 

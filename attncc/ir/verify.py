@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from attncc.errors import GraphError
 from attncc.ir.expr import Expr, Kind, Table, tables, variables
-from attncc.ir.graph import BODIES, SIGNATURES, STAGES, Graph, GraphOp, Node, Stage
+from attncc.ir.graph import BODIES, SIGNATURES, STAGES, Graph, GraphOp, Node, Stage, table_of
 from attncc.ir.graph_text import VARIABLES, to_text
+from attncc.ir.rows import RowClass
 
 _ALLOWED = {
     GraphOp.MAP: (Kind.FLOAT, "s"),
@@ -31,11 +32,22 @@ def verify(graph: Graph, stage: Stage) -> Graph:
 
 
 def _verify(graph: Graph, legal: dict[GraphOp, frozenset[str]]) -> None:
-    for n in graph.nodes():
-        for problem in _problems(n, legal, graph.rank):
-            raise GraphError(f"{n.op.value}: {problem}\n{to_text(graph, mark=n)}")
     if not graph.outputs:
         raise GraphError("a graph needs an output")
+    problems = [(n, problem) for n in graph.nodes() for problem in _problems(n, legal, graph.rank)]
+    for n, problem in problems or _graph_problems(graph):
+        raise GraphError(f"{n.op.value}: {problem}\n{to_text(graph, mark=n)}")
+
+
+def _graph_problems(graph: Graph) -> Iterator[tuple[Node, str]]:
+    """What no node shows alone."""
+    named: dict[str, Node] = {}
+    for n in graph.find(GraphOp.INPUT):
+        if named.setdefault(n["name"], n) is not n:
+            yield n, f"two inputs are called {n['name']!r}"
+    for name, n in graph.outputs:
+        if SIGNATURES[n.op].gives not in ("rows", "lse"):
+            yield n, f"output {name!r} holds {SIGNATURES[n.op].gives}, not rows or lse"
 
 
 def _problems(n: Node, legal: dict[GraphOp, frozenset[str]], rank: int) -> Iterator[str]:
@@ -47,6 +59,10 @@ def _problems(n: Node, legal: dict[GraphOp, frozenset[str]], rank: int) -> Itera
         yield f"lacks {', '.join(sorted(missing))}"
     yield from _input_problems(n)
     yield from _expression_problems(n, rank)
+    if n.op is GraphOp.WEIGHTS and n.get("row_class") not in list(RowClass):
+        yield f"row_class {n.get('row_class')!r} is none of {', '.join(RowClass)}"
+    if n.op is GraphOp.PICK and not missing and n["result"] not in dict(n.inputs[0]["body"].outputs):
+        yield f"its kernel has no result {n['result']!r}"
 
 
 def _input_problems(n: Node) -> Iterator[str]:
@@ -59,7 +75,7 @@ def _input_problems(n: Node) -> Iterator[str]:
 
 
 def _expression_problems(n: Node, rank: int) -> Iterator[str]:
-    declared = {i.get("name") for i in n.inputs}
+    declared = [table_of(i) for i in n.inputs if i.op is GraphOp.INPUT]
     for expression in _expressions(n):
         kind, floats = _ALLOWED.get(n.op, (None, ""))
         bound = n.op is GraphOp.MASK and expression.kind is Kind.INT
@@ -70,7 +86,7 @@ def _expression_problems(n: Node, rank: int) -> Iterator[str]:
                 yield f"expression uses {name!r}, which has no meaning here"
             elif name[-1].isdigit() and int(name[-1]) >= rank:
                 yield f"expression uses {name!r} on a grid of rank {rank}"
-        unread = [t.name for t in tables(expression) if t.name not in declared]
+        unread = [t.name for t in tables(expression) if t not in declared]
         if unread:
             yield f"expression reads {', '.join(unread)}, not an input of the op"
 
