@@ -6,7 +6,7 @@ import difflib
 import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,26 @@ class Golden:
 def golden(request: pytest.FixtureRequest) -> Golden:
     """`golden(text)` compares with this test's file; `golden(text, "plan")` with its file for that part."""
     return Golden(request.node, request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graphs_read_back() -> Iterator[None]:
+    """Every graph that passes the verifier in any test, bodies of kernels included, is what its text says."""
+    from attncc.ir import verify
+    from attncc.ir.graph import Graph
+    from attncc.ir.graph_text import parse_graph
+
+    verified, seen = verify._verify, set[Graph]()
+
+    def checked(graph: Graph, legal: Any) -> None:
+        verified(graph, legal)
+        if graph not in seen:
+            assert parse_graph(str(graph)) == graph
+            seen.add(graph)
+
+    verify._verify = checked
+    yield
+    verify._verify = verified
 
 
 def _poisoning(make: Callable[..., Any]) -> Callable[..., Any]:
