@@ -1,7 +1,8 @@
 """Ahead-of-time evidence: default plans of an all-pairs covering array of specs, compiled for every target without a GPU.
 
-Each kernel must compile, keep to the target's shared memory, and spill nothing. Results are kept in build/evidence under the digest of all
-that decides them, so a second run compiles what has changed. The tables in benchmarks/results/aot are those of a whole run.
+Each kernel must compile, keep to the target's shared memory, and spill nothing. Tensors that are not aligned to 16 bytes take a path of
+narrow loads that is slow whatever it spills: there, spills are counted and forgiven. Results are kept in build/evidence under the digest
+of all that decides them, so a second run compiles what has changed. The tables in benchmarks/results/aot are those of a whole run.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ KEPT = ROOT / "build" / "evidence"
 RESULTS = ROOT / "benchmarks" / "results" / "aot"
 LONGEST = 300.0
 """Seconds that one compile may take."""
+FORGIVEN = ("spilled registers", "bytes of stack")
+"""Problems of unaligned tensors that are none."""
 Record = dict[str, Any]
 
 
@@ -56,7 +59,9 @@ def compile_row(job: dict[str, Any]) -> Record:
             path = Path(folder) / f"{kernel.name}.py"
             path.write_text(source, encoding="utf-8")
             _keep(kept, _figures(Job(path, kernel.name, special, record, **options), kernel))
-    return {**json.loads(kept.read_text(encoding="utf-8")), "source": hashlib.sha256(source.encode()).hexdigest()[:16]}
+    found: Record = json.loads(kept.read_text(encoding="utf-8"))
+    found["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return found | {"problems": [p for p in found["problems"] if row["layout"] != "unaligned" or not p.endswith(FORGIVEN)]}
 
 
 def _figures(job: Job, kernel: KernelPlan) -> Record:
@@ -172,14 +177,23 @@ def markdown(records: Sequence[Record], version: str) -> str:
 
 def summary(records: Sequence[Record]) -> list[str]:
     """Most registers and shared memory by target."""
-    columns = ["target", "kernels", "failed", "with spills", "most registers", "most shared KiB", "limit KiB"]
+    columns = ["target", "kernels", "failed", "spilling", "spilling, unaligned", "most registers", "most shared KiB", "limit KiB"]
     lines = []
     for name in TARGETS:
         mine = [r for r in records if r["target"] == name]
         made = [r for r in mine if "failed" not in r]
         most = [max((r[field] for r in made), default=0) for field in ("registers", "shared_bytes")]
-        spilling = sum(r["spills"] > 0 or r["stack_bytes"] > 0 for r in made)
-        cells = [name, len(mine), len(mine) - len(made), spilling, most[0], _kib(most[1]), _kib(target(name).shared_bytes)]
+        spilling = [r["row"]["layout"] == "unaligned" for r in made if r["spills"] > 0 or r["stack_bytes"] > 0]
+        cells = [
+            name,
+            len(mine),
+            len(mine) - len(made),
+            spilling.count(False),
+            spilling.count(True),
+            most[0],
+            _kib(most[1]),
+            _kib(target(name).shared_bytes),
+        ]
         lines.append([str(cell) for cell in cells])
     return report.markdown_table(columns, lines)
 
