@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,13 +119,21 @@ def print_json(data: Any) -> None:
 
 @contextmanager
 def working(what: str) -> Iterator[Any]:
-    """A spinner on standard error while something takes long; `update(text)` says what it is at. A line where there is no terminal."""
+    """A spinner on standard error while something takes long; what it yields says what it is at.
+
+    Where there is no terminal: one line, once it has taken a second.
+    """
     from rich.console import Console
 
     err = Console(stderr=True, highlight=False)
-    if not err.is_terminal:
-        err.print(f"{what} ...", soft_wrap=True)
-        yield lambda text: None
+    if err.is_terminal:
+        with err.status(what) as status:
+            yield status.update
         return
-    with err.status(what) as status:
-        yield status.update
+    later = threading.Timer(1.0, lambda: err.print(f"{what} ...", soft_wrap=True))
+    later.daemon = True
+    later.start()
+    try:
+        yield lambda text: None
+    finally:
+        later.cancel()
