@@ -1,0 +1,139 @@
+"""What block-mask analysis costs: a million tokens; and beside PyTorch's `create_block_mask`, eager and compiled, in the same run.
+
+python -m benchmarks.analysis [--tokens 16384] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import environment, print_table, write_json
+
+MILLION, WINDOW, TILE = 1 << 20, 4096, 128
+RUNS = 7
+
+
+def a_million() -> dict[str, Any]:
+    """Seconds and extra memory of the bounds of a causal window over a million tokens, in a process that has done nothing else.
+
+    `first` has what the first call imports and allocates, `median` does not; memory is the growth of the process's peak.
+    """
+    from attncc import AttentionSpec, masks, simulate
+
+    mask = masks.SlidingWindow(left=WINDOW - 1, right=0)
+    simulate(AttentionSpec(tokens=TILE, heads=1, head_dim=64, mask=masks.Full()), "h100", (TILE,), (TILE,))
+    before = _peak_bytes()
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        report = simulate(AttentionSpec(tokens=MILLION, heads=1, head_dim=64, mask=mask), "h100", (TILE,), (TILE,))
+        times.append(time.perf_counter() - start)
+    return {
+        "visited": report.tiles.visited,
+        "total": report.tiles.total,
+        "first_s": times[0],
+        "median_s": statistics.median(times),
+        "extra_bytes": _peak_bytes() - before,
+    }
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def in_fresh_process() -> dict[str, Any]:
+    """`a_million` where neither torch nor another benchmark has left its memory."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.analysis", "--million"], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def beside_torch(tokens: int) -> dict[str, Any]:
+    """Seconds for FlexAttention's block mask of the same window: ours, and theirs, eager and compiled."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    from attncc import AttentionSpec, masks
+
+    def window(b: Any, h: Any, q: Any, k: Any) -> Any:
+        return (k <= q) & (q - k < WINDOW)
+
+    def ours() -> Any:
+        mask = masks.SlidingWindow(left=WINDOW - 1, right=0)
+        return AttentionSpec(tokens=tokens, heads=1, head_dim=64, mask=mask).to_block_mask()
+
+    def theirs() -> Any:
+        return create_block_mask(window, None, None, tokens, tokens, device="cpu")
+
+    compiled = torch.compile(create_block_mask)
+    made, compiling_s = _timed(lambda: compiled(window, None, None, tokens, tokens, device="cpu"), 1)
+    block_mask, ours_s = _timed(ours, RUNS)
+    eager, eager_s = _timed(theirs, 1, warm_up=False)
+    _, compiled_s = _timed(lambda: compiled(window, None, None, tokens, tokens, device="cpu"), 1, warm_up=False)
+    assert torch.equal(block_mask.to_dense(), eager.to_dense())
+    assert torch.equal(block_mask.to_dense(), made.to_dense())
+    return {"tokens": tokens, "ours_s": ours_s, "eager_s": eager_s, "compiled_s": compiled_s, "compiling_s": compiling_s}
+
+
+def _timed(run: Callable[[], Any], runs: int, warm_up: bool = True) -> tuple[Any, float]:
+    """The result and the median time of some runs."""
+    if warm_up and runs > 1:
+        run()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        result = run()
+        times.append(time.perf_counter() - start)
+    return result, statistics.median(times)
+
+
+def show(found: dict[str, Any]) -> None:
+    million, flex = found["million"], found["flex"]
+    print_table(
+        f"bounds of a causal window of {WINDOW} over {MILLION:,} tokens, tiles of {TILE} x {TILE}",
+        ["", "first call", "median", "extra memory", "tiles visited"],
+        [
+            [
+                "attncc",
+                f"{million['first_s'] * 1e3:.0f} ms",
+                f"{million['median_s'] * 1e3:.0f} ms",
+                f"{million['extra_bytes'] / 1e6:.0f} MB",
+                f"{million['visited']:,} of {million['total']:,}",
+            ]
+        ],
+    )
+    rows = [("attncc: spec to BlockMask", "ours_s"), ("create_block_mask, eager", "eager_s"), ("create_block_mask, compiled", "compiled_s")]
+    print_table(
+        f"FlexAttention's block mask of that window over {flex['tokens']:,} tokens",
+        ["", "time", "times ours"],
+        [[name, f"{flex[key] * 1e3:,.1f} ms", f"{flex[key] / flex['ours_s']:,.0f}"] for name, key in rows],
+        note=f"compiling took another {flex['compiling_s'] - flex['compiled_s']:.0f} s",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=16384, help="for the comparison with PyTorch")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--million", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.million:
+        print(json.dumps(a_million()))
+        return
+    found = {"environment": environment(), "million": in_fresh_process(), "flex": beside_torch(arguments.tokens)}
+    show(found)
+    if arguments.json:
+        write_json(arguments.json, found)
+
+
+if __name__ == "__main__":
+    main()
