@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -53,9 +54,17 @@ def tracked(items: Iterable[T], total: int, what: str, show: bool = True) -> Ite
 
 
 def write_json(path: Path, data: Any) -> None:
-    """The data as JSON, in a folder that is made."""
+    """The data as JSON, in a folder that is made; what is no number, which JSON has no form for, as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_plain(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def environment() -> dict[str, Any]:
