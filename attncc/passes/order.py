@@ -10,6 +10,9 @@ from __future__ import annotations
 from attncc.ir.expr import Expr, Op, substitute, var
 from attncc.ir.graph import Graph, GraphOp, Node, node
 
+MOST_CLASSES = 1024
+"""Of an axis whose length only run time knows."""
+
 
 def order_tokens(graph: Graph) -> Graph:
     """The graph in the token order its masks ask for; the same graph where they ask for none."""
@@ -22,9 +25,10 @@ def order_tokens(graph: Graph) -> Graph:
 
 
 def _common_dilation(graph: Graph, axis: int) -> int:
-    """The dilation that every mask demands on an axis, or 1."""
+    """The dilation that every mask demands on an axis, or 1; more classes than tokens would be mostly empty."""
     found = {_dilation(mask["predicate"], axis) for mask in graph.find(GraphOp.MASK)}
-    return found.pop() if len(found) == 1 else 1
+    dilation = found.pop() if len(found) == 1 else 1
+    return dilation if 1 <= dilation <= (graph.query[axis] or MOST_CLASSES) else 1
 
 
 def _dilation(predicate: Expr, axis: int) -> int:
