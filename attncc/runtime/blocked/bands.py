@@ -1,0 +1,239 @@
+"""Row tiles and key runs of a banded mask: what the blocked engine visits, and with which additive mask.
+
+A banded mask allows key ``k`` for query ``q`` iff, on every axis ``a``, ``lo[a][q_a] <= k_a <= hi[a][q_a]`` and
+``k_a % step_a == q_a % step_a``.  Causal, windows, neighborhoods (stride and dilation included), prefixes, sorted
+documents and their intersections have this form.  Every axis is planned alone; the product is formed on the way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attncc.runtime.blocked.block import Part
+
+# What one visited block costs beside its pairs (operator calls, gathers), in query-key pairs.
+OVERHEAD_PAIRS = 16384
+MIN_ROWS, MAX_ROWS = 64, 256
+MASK_CACHE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class AxisBand:
+    """One axis of a banded mask.
+
+    ``bounds`` [2, queries] (int64, on the CPU) holds every query coordinate's first and last allowed key.
+    """
+
+    keys: int
+    bounds: Tensor
+    step: int = 1
+
+    @property
+    def queries(self) -> int:
+        """Length of the axis on the query side."""
+        return self.bounds.shape[1]
+
+    @staticmethod
+    def of(keys: int, lo: Sequence[int], hi: Sequence[int], step: int = 1) -> AxisBand:
+        """From plain numbers."""
+        return AxisBand(keys, torch.tensor([list(lo), list(hi)], dtype=torch.int64, device="cpu"), step)
+
+    @staticmethod
+    def of_segments(ids: Tensor, key_ids: Tensor) -> AxisBand:
+        """Keys with the query's id, for ``key_ids`` that never decrease ([Nq], [Nk]; integers)."""
+        first = torch.searchsorted(key_ids, ids)
+        return AxisBand(len(key_ids), torch.stack([first, torch.searchsorted(key_ids, ids, right=True) - 1]).cpu())
+
+    def __and__(self, other: AxisBand) -> AxisBand:
+        """Both bands; the steps must agree."""
+        lo, hi = torch.maximum(self.bounds[0], other.bounds[0]), torch.minimum(self.bounds[1], other.bounds[1])
+        return AxisBand(self.keys, torch.stack([lo, hi]), self.step)
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Key interval of every query of a tile, relative to the tile's first key; equal bands of a plan are one object."""
+
+    lo: tuple[int, ...]
+    hi: tuple[int, ...]
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class AxisTile:
+    """Query coordinates of one tile on one axis, the key coordinates they need, and which columns need a mask.
+
+    ``ends`` lists the masked columns as (start, stop, band relative to start); empty if every query sees every key.
+    """
+
+    q: range
+    k: range
+    band: Band
+    ends: tuple[tuple[int, int, Band], ...]
+
+
+Seen = dict[tuple[tuple[int, ...], tuple[int, ...], int], Band]
+
+
+def tile_axis(axis: AxisBand, size: int) -> list[AxisTile]:
+    """Cut one axis into tiles of about ``size`` queries, within residue classes and not across jumps of the band."""
+    seen: Seen = {}
+    return [tile for residue in range(min(axis.step, axis.queries)) for tile in _tile_class(axis, residue, size, seen)]
+
+
+def _tile_class(axis: AxisBand, residue: int, size: int, seen: Seen) -> list[AxisTile]:
+    """The tiles of one residue class, planned in its own coordinates; a query without keys gets [keys, -1]."""
+    step, keys = axis.step, len(range(residue, axis.keys, axis.step))
+    lo, hi = axis.bounds[:, residue::step] - residue
+    lo, hi = (-(-lo // step)).clamp(min=0), (hi // step).clamp(max=keys - 1)
+    empty = lo > hi
+    bounds = torch.stack([lo.masked_fill(empty, keys), hi.masked_fill(empty, -1)])
+    jumps = (bounds.diff(dim=1).abs() > max(size // 2, 1)).any(0).nonzero().flatten() + 1
+    lows, highs = bounds.tolist()
+    tiles = []
+    for start, stop in _cuts(lows, highs, jumps.tolist(), size):
+        low, high = lows[start:stop], highs[start:stop]
+        first = min(low)
+        width = max(max(high) + 1 - first, 0)
+        q = range(residue + start * step, residue + stop * step, step)
+        k = range(residue + first * step, residue + (first + width) * step, step)
+        left, right = max(low) - first, min(high) + 1 - first
+        cuts = [(0, left), (right, width)] if left < right else [(0, width)]
+        local = bounds[:, start:stop] - first
+        ends = tuple((a, b, _band(local, a, b, seen)) for a, b in cuts if a < b)
+        tiles.append(AxisTile(q, k, _band(local, 0, width, seen), ends))
+    return tiles
+
+
+def _band(bounds: Tensor, start: int, stop: int, seen: Seen) -> Band:
+    """The band relative to the key columns [start, stop), clipped to them so that equal patterns are found equal."""
+    width = stop - start
+    lo, hi = (bounds - start).clamp(-1, width).tolist()
+    key = (tuple(lo), tuple(hi), width)
+    return seen.setdefault(key, Band(*key))
+
+
+def _cuts(lo: list[int], hi: list[int], jumps: list[int], size: int) -> list[tuple[int, int]]:
+    """Split rows where the band jumps (documents), join pieces too small to pay for a block, then cut to ``size``."""
+    pieces: list[tuple[int, int, int, int]] = []
+    for a, b in itertools.pairwise([0, *jumps, len(lo)]):
+        piece = (a, b, min(lo[a:b]), max(hi[a:b]))
+        while pieces and _joined_is_cheaper(pieces[-1], piece, size):
+            last = pieces.pop()
+            piece = (last[0], b, min(last[2], piece[2]), max(last[3], piece[3]))
+        pieces.append(piece)
+    return [cut for a, b, _, _ in pieces for cut in _even_cuts(a, b, size)]
+
+
+def _joined_is_cheaper(x: tuple[int, int, int, int], y: tuple[int, int, int, int], size: int) -> bool:
+    """Whether one block over both pieces costs less than two; a piece is (start, stop, first key, last key)."""
+    union = max(x[3], y[3]) - min(x[2], y[2]) + 1
+    apart = sum((p[1] - p[0]) * max(p[3] - p[2] + 1, 0) for p in (x, y))
+    return y[1] - x[0] <= size and (y[1] - x[0]) * union <= apart + OVERHEAD_PAIRS
+
+
+def _even_cuts(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Cut [start, stop) into tiles of ``size``; a short remainder is spread so that no tile is tiny."""
+    count = max(-(-(stop - start) // size), 1)
+    even = size if (stop - start) % size == 0 else -(-(stop - start) // count)
+    even = min(-(-even // 8) * 8, size) if size >= 8 else even
+    return [(a, min(a + even, stop)) for a in range(start, stop, even)]
+
+
+def choose_tile(axes: Sequence[AxisBand], heads: int) -> tuple[int, ...]:
+    """The tile shape with the fewest computed pairs, a block counted as OVERHEAD_PAIRS and shared by the heads."""
+    heads = min(heads, 4)
+    if len(axes) == 1:
+        return (128 if heads > 1 else 256,)
+    costs = [{size: _axis_cost(axis, size) for size in _sizes(axis.queries)} for axis in axes]
+
+    def cost(tile: tuple[int, ...]) -> float:
+        pairs = math.prod(c[size][0] for c, size in zip(costs, tile, strict=True))
+        blocks = math.prod(c[size][1] for c, size in zip(costs, tile, strict=True))
+        return pairs + blocks * OVERHEAD_PAIRS * 4 / heads
+
+    whole = math.prod(axis.queries for axis in axes)
+    tiles = [t for t in itertools.product(*costs) if min(MIN_ROWS, whole) <= math.prod(t) <= MAX_ROWS]
+    return min(tiles or [tuple(axis.queries for axis in axes)], key=cost)
+
+
+def _sizes(length: int) -> list[int]:
+    return sorted({min(1 << i, length) for i in range(8)})
+
+
+def _axis_cost(axis: AxisBand, size: int) -> tuple[int, int]:
+    tiles = tile_axis(axis, size)
+    return sum(len(t.q) * len(t.k) for t in tiles), len(tiles)
+
+
+@dataclass
+class BandPlan:
+    """Tiles of every axis and the additive masks made so far; static masks keep their plan between calls."""
+
+    grid: tuple[int, ...]
+    key_grid: tuple[int, ...]
+    axes: list[list[AxisTile]]
+    masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def pairs(self) -> int:
+        """Query-key pairs the engine computes, masked ones included."""
+        return math.prod(sum(len(t.q) * len(t.k) for t in axis) for axis in self.axes)
+
+    @property
+    def step(self) -> int:
+        """The dilation of axis 0."""
+        return self.axes[0][0].k.step
+
+    @property
+    def residues(self) -> list[list[AxisTile]]:
+        """The tiles of axis 0, by residue class."""
+        classes: dict[int, list[AxisTile]] = {}
+        for tile in self.axes[0]:
+            classes.setdefault(tile.q.start % self.step, []).append(tile)
+        return list(classes.values())
+
+    def parts(self, tiles: tuple[AxisTile, ...], like: Tensor) -> list[Part]:
+        """The masked columns of the block of ``tiles`` (one an axis), on the device and in the dtype of ``like``."""
+        head, rest = tiles[0], tiles[1:]
+        width = math.prod(len(t.k) for t in rest)
+        if any(t.ends for t in rest):
+            return [Part(0, len(head.k) * width, self._mask(tuple(t.band for t in tiles), like))] if head.k else []
+        bands = tuple(t.band for t in rest)
+        return [Part(a * width, b * width, self._mask((band, *bands), like)) for a, b, band in head.ends]
+
+    def _mask(self, bands: tuple[Band, ...], like: Tensor) -> Tensor:
+        key = (*bands, like.dtype, like.device)
+        mask = self.masks.get(key)
+        if mask is None:
+            # Worker threads share the plan: two may make the same mask, none may rely on finding one.
+            if sum(m.nbytes for m in list(self.masks.values())) > MASK_CACHE_BYTES:
+                self.masks.clear()
+            mask = self.masks[key] = _additive(bands, like)
+        return mask
+
+
+def _additive(bands: Sequence[Band], like: Tensor) -> Tensor:
+    """0 where every axis allows the pair, else -inf; [product of queries, product of keys], row-major on both sides."""
+    rank = len(bands)
+    allowed = torch.ones((), dtype=torch.bool, device=like.device)
+    for a, band in enumerate(bands):
+        bound = torch.tensor([band.lo, band.hi], device=like.device)[:, :, None]
+        column = torch.arange(band.width, device=like.device)
+        shape = [1] * (2 * rank)
+        shape[a], shape[rank + a] = len(band.lo), band.width
+        allowed = allowed & ((column >= bound[0]) & (column <= bound[1])).view(shape)
+    mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(~allowed, -math.inf)
+    return mask.reshape(math.prod(len(band.lo) for band in bands), -1)
+
+
+def plan_bands(axes: Sequence[AxisBand], tile: Sequence[int] | None = None, heads: int = 4) -> BandPlan:
+    """Plan a banded mask for ``heads`` heads; ``tile`` is the row tile's shape (default: the cheapest)."""
+    shape = tuple(tile) if tile is not None else choose_tile(axes, heads)
+    tiles = [tile_axis(axis, size) for axis, size in zip(axes, shape, strict=True)]
+    return BandPlan(tuple(x.queries for x in axes), tuple(x.keys for x in axes), tiles)
