@@ -74,11 +74,12 @@ def _tiled(kernel: Node, target: Target, q_tile: Shape | None, k_tile: Shape | N
 
 def _configurations(body: Graph, target: Target, q_tile: Shape | None, k_tile: Shape | None) -> Iterator[Configuration]:
     """What the target offers, at the sizes the user insists on."""
-    demanded = (prod(q_tile) if q_tile else None, prod(k_tile) if k_tile else None)
-    for rows in demanded:
-        if rows is not None and (rows < 16 or rows & (rows - 1)):
-            raise UnsupportedError(f"a tile of {rows} tokens", "matrix units take powers of two of at least 16", "16, 32, 64 or 128 tokens")
-    return configurations(body, target, *demanded)
+    for name, shape in (("q_tile", q_tile), ("k_tile", k_tile)):
+        if shape is not None and (len(shape) != body.rank or any(side < 1 or side & (side - 1) for side in shape)):
+            raise UnsupportedError(f"{name}={list(shape)}", f"its sides must be powers of two, {body.rank} of them", "leave it out")
+        if shape is not None and prod(shape) < 16:
+            raise UnsupportedError(f"a tile of {prod(shape)} tokens", "matrix units take at least 16", "16, 32, 64 or 128 tokens")
+    return configurations(body, target, prod(q_tile) if q_tile else None, prod(k_tile) if k_tile else None)
 
 
 def _priced(pricer: Pricer, c: Configuration, target: Target, q_tile: Shape | None, k_tile: Shape | None) -> Candidate:
