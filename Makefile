@@ -14,7 +14,7 @@ READY  := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check lint types format setup clean test-unit test-interpreter test-aot evidence bench-cpu bench-gpu faults
+.PHONY: help demo test check lint types format setup clean test-unit test-interpreter test-aot evidence bench-cpu bench-analysis bench-gpu faults
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ evidence: $(READY) ## Compile the whole covering array for every target; done wo
 
 bench-cpu: $(READY) ## Time the CPU backend against its tile bound, SDPA and FlexAttention
 	@$(NATIVE) $(PY) -m benchmarks.cpu
+
+bench-analysis: $(READY) ## Time block-mask analysis beside create_block_mask
+	@$(NATIVE) $(PY) -m benchmarks.analysis
 
 bench-gpu: $(READY) ## Check and time every kernel on the GPU of this machine
 	@$(NATIVE) $(PY) -m benchmarks.gpu

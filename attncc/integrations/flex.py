@@ -79,15 +79,21 @@ def classified(
     spec: AttentionSpec, query: Shape, key: Shape, block: tuple[int, int], tables: Tables = None, batch: int | None = None
 ) -> Classified:
     """Blocks of consecutive tokens, empty, full or partial."""
-    predicate = filled_in(spec.mask.predicate(spec.grid), query, key)
     sizes = {"H": spec.heads, "NQ": prod(query), "NK": prod(key), **({} if batch is None else {"B": batch})}
-    known, elements = known_tables(predicate, tables, sizes)
     if spec.grid.rank > 1 and not _flat(spec.mask):
+        predicate = filled_in(spec.predicate, query, key)
+        known, elements = known_tables(predicate, tables, sizes)
         return flat_block_mask(predicate, query, key, block, known, elements, spec.heads)
-    key_tokens = None if spec.grid.shared else (prod(key),)
-    line = AttentionSpec(tokens=(prod(query),), key_tokens=key_tokens, heads=spec.heads, head_dim=spec.head_dim, mask=spec.mask)
+    line = spec if spec.grid.rank == 1 else _on_a_line(spec, query, key)
     mask = bind(canonicalize(lower(line)), (prod(query),), (prod(key),))
+    known, elements = known_tables(mask.residual, tables, sizes)
     return block_mask(mask, block[:1], block[1:], known, elements, spec.heads)
+
+
+def _on_a_line(spec: AttentionSpec, query: Shape, key: Shape) -> AttentionSpec:
+    """The mask of a spec over its flattened tokens."""
+    key_tokens = None if spec.grid.shared else (prod(key),)
+    return AttentionSpec(tokens=(prod(query),), key_tokens=key_tokens, heads=spec.heads, head_dim=spec.head_dim, mask=spec.mask)
 
 
 def _flat(mask: Any) -> bool:
@@ -139,7 +145,7 @@ class _Blocks:
 def to_mask_mod(spec: AttentionSpec, tables: Tables = None, lengths: Lengths = None, device: Device = "cpu") -> MaskMod:
     """FlexAttention's mask_mod of a spec; see `AttentionSpec.to_mask_mod`."""
     query, key = known_grid(spec, lengths)
-    predicate = filled_in(_over_tokens(spec.mask.predicate(spec.grid), query, key), query, key)
+    predicate = filled_in(_over_tokens(spec.predicate, query, key), query, key)
     sizes = {"H": spec.heads, "NQ": prod(query), "NK": prod(key)}
     known, _ = known_tables(predicate, tables, sizes)
     allowed = torch_function(predicate, ("b", "h", "q", "k"), {name: torch.from_numpy(t).to(device) for name, t in known.items()})

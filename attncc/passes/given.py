@@ -62,7 +62,8 @@ def known_tables(residual: Expr, given: Mapping[str, Any] | None, sizes: Mapping
     reads = [t for t in tables(residual) if t.values is None]
     missing = [t for t in reads if t.name not in given]
     if missing:
-        raise InputError("tables", f"the mask reads {', '.join(map(_form, missing))}: pass every one by name (command line: --tables FILE.npz)")
+        names = ", ".join(map(_form, missing))
+        raise InputError("tables", f"the mask reads {names}: pass every one by name (command line: --tables FILE.npz)")
     for table in reads:
         array = _integers(table, given[table.name])
         if "B" in table.shape:

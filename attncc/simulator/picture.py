@@ -66,7 +66,7 @@ class Scene:
             for a in reversed(range(self.rank)):
                 env |= {f"{side}{a}": index % lengths[a], f"n{side}{a}": lengths[a]}
                 index = index // lengths[a]
-        value = evaluate(self.spec.mask.predicate(self.spec.grid), env)
+        value = evaluate(self.spec.predicate, env)
         return np.broadcast_to(value, np.broadcast_shapes(queries.shape, keys.shape))
 
 
@@ -126,7 +126,7 @@ def _scene(
     if not 0 <= query < prod(grid):
         raise InputError("query", f"{query} is none of the {prod(grid)} tokens")
     sizes = {"H": spec.heads, "NQ": prod(grid), "NK": prod(key)}
-    known, _ = known_tables(spec.mask.predicate(spec.grid), tables, sizes)
+    known, _ = known_tables(spec.predicate, tables, sizes)
     report = simulate(spec, "cpu", q_tile, k_tile, lengths=lengths, tables=known)
     return Scene(spec, report, known, lengths, head, query)
 

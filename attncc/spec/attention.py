@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from attncc.ir.expr import Table, depth, tables
+from attncc.ir.expr import Expr, Table, depth, tables
 from attncc.ir.rows import SCORE
 from attncc.spec.gates import Gate
 from attncc.spec.masks import Full, Mask
@@ -107,14 +107,14 @@ class AttentionSpec(Part):
         return []
 
     def _depth_problems(self) -> list[str]:
-        too_deep = depth(self.mask.predicate(self.grid)) > DEEPEST
+        too_deep = depth(self.predicate) > DEEPEST
         return [f"mask: nested too deeply, its formula has more than {DEEPEST} operations inside one another"] if too_deep else []
 
     def _table_problems(self) -> list[str]:
         """Names of run-time inputs: no word of the language or of a call, and one tensor each."""
         formulas = [score.apply(SCORE, self.grid, self.heads) for score in self.scores]
         found, known = [], dict[str, Table]()
-        for field, formula in [("mask", self.mask.predicate(self.grid)), *((f"scores.{i}", f) for i, f in enumerate(formulas))]:
+        for field, formula in [("mask", self.predicate), *((f"scores.{i}", f) for i, f in enumerate(formulas))]:
             for table in tables(formula):
                 if table.name in RESERVED or keyword.iskeyword(table.name):
                     found.append(f"{field}: no run-time input may be called {table.name!r}")
@@ -128,6 +128,11 @@ class AttentionSpec(Part):
         if "lse" in self.outputs and not isinstance(self.normalizer, Softmax):
             return [f"outputs: a {self.normalizer.kind} row has no log-sum-exp; ask for softmax or drop lse"]
         return []
+
+    @cached_property
+    def predicate(self) -> Expr:
+        """The mask's formula over the grid."""
+        return self.mask.predicate(self.grid)
 
     @property
     def grid(self) -> Grid:

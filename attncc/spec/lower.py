@@ -18,7 +18,7 @@ def lower(spec: AttentionSpec) -> Graph:
         value = score.apply(SCORE, spec.grid, spec.heads)
         if value is not SCORE:
             scores = node(GraphOp.MAP, scores, *_reads(value), value=value)
-    predicate = spec.mask.predicate(spec.grid)
+    predicate = spec.predicate
     scores = node(GraphOp.MASK, scores, *_reads(predicate), predicate=predicate)
     normalizer = spec.normalizer.record()
     weights = node(GraphOp.WEIGHTS, scores, row_class=normalizer.row_class.value, weight=normalizer.weight)
