@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "dtype", "head_dim", "parts"), CASES)
-def test_shared_memory_is_bounded_and_nothing_spills(name: str, dtype: str, head_dim: int, parts: dict, tmp_path: Path) -> None:
+def test_shared_memory_is_bounded_and_nothing_spills(name: str, dtype: Any, head_dim: int, parts: dict, tmp_path: Path) -> None:
     spec = AttentionSpec(tokens=(None,), heads=4, key_heads=2, head_dim=head_dim, dtype=dtype, **parts)
     record, plan = target(name), pipeline.plan(spec, name)
     kernel = plan.kernels[0]

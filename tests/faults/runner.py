@@ -17,9 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 ROOT = Path(__file__).parents[2]
-NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".hypothesis", ".*_cache"
-)
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".hypothesis", ".*_cache")
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that the tests did not run
 
 
@@ -121,9 +119,7 @@ def failing(tree: Path, tests: Iterable[str], limit: float) -> set[str]:
         mine = [test for test in wanted if test.startswith("tests/interpreter") == interpret]
         if mine:
             failed += failures(tree, mine, interpret, limit)
-    return {
-        test for test in wanted if any(case == test or case.startswith((f"{test}[", f"{test}::")) for case in failed)
-    }
+    return {test for test in wanted if any(case == test or case.startswith((f"{test}[", f"{test}::")) for case in failed)}
 
 
 def judge(fault: Fault, tree: Path, limit: float = 300.0) -> Verdict:
