@@ -86,7 +86,7 @@ def test_the_key_changes_with_whatever_changes_the_text(plan: Plan, monkeypatch:
 
 
 def test_the_key_covers_every_file_that_prints() -> None:
-    """A module that printing imports must be in a folder that the digest reads."""
+    """A module that printing imports must be in a folder that the digest reads; exports to other libraries print nothing."""
     import ast
 
     package = Path(cache.__file__).parents[1]
@@ -96,7 +96,7 @@ def test_the_key_covers_every_file_that_prints() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attncc."):
                     home = (node.module or "").split(".")[1]
-                    assert home in (*cache._PRINTS, "errors", "version"), f"{path} imports {node.module}"
+                    assert home in (*cache._PRINTS, "errors", "version", "integrations"), f"{path} imports {node.module}"
     assert "visit.py" in read
 
 
