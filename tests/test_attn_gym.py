@@ -1,0 +1,257 @@
+"""Masks and score maps agree, on every pair of tokens, with the independent package attn-gym where it defines the same thing.
+
+Its NATTEN masks are for odd windows on square grids only: others it gets wrong (an even window holds one key too many).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attncc.ir.rows import SCORE
+from attncc.ir.values import evaluate
+from attncc.spec import masks, scores
+from attncc.spec.attention import AttentionSpec
+
+pytest.importorskip("attn_gym")
+from attn_gym import masks as theirs
+from attn_gym import mods
+from attn_gym.masks.document_mask import length_to_offsets
+
+Mod = Callable[..., Any]
+Order = Callable[[tuple[int, ...]], int]
+
+
+def ours(mask: Any, tokens: Any, key_tokens: Any = None, **tables: Any) -> np.ndarray:
+    """A mask of ours on every pair, `[Nq, Nk]`."""
+    spec = AttentionSpec(tokens=tokens, key_tokens=key_tokens, heads=1, head_dim=16, mask=mask)
+    env: dict[str, Any] = {"b": 0, "h": 0, **{name: np.asarray(table) for name, table in tables.items()}}
+    for side, grid, shape in (("q", spec.grid.query, (-1, 1)), ("k", spec.grid.key, (1, -1))):
+        lengths = [int(n or 0) for n in grid]
+        env |= {f"{side}{a}": x.reshape(shape) for a, x in enumerate(np.unravel_index(np.arange(prod(lengths)), lengths))}
+    found = evaluate(spec.mask.predicate(spec.grid), env)
+    return np.broadcast_to(found, [prod(int(n or 0) for n in grid) for grid in (spec.grid.query, spec.grid.key)])
+
+
+def gym(mod: Mod, queries: int, keys: int | None = None) -> np.ndarray:
+    """A mask of theirs on every pair."""
+    q, k = torch.arange(queries)[:, None], torch.arange(keys or queries)[None, :]
+    return np.asarray(mod(torch.tensor(0), torch.tensor(0), q, k).expand(queries, keys or queries))
+
+
+def same(mask: np.ndarray, other: np.ndarray) -> None:
+    np.testing.assert_array_equal(mask, other)
+
+
+LENGTHS = st.integers(1, 60)
+
+
+@given(LENGTHS)
+def test_causal(n: int) -> None:
+    same(ours(masks.Causal(), n), gym(theirs.causal_mask, n))
+
+
+@given(LENGTHS, st.data())
+def test_sliding_window(n: int, data: st.DataObject) -> None:
+    window = data.draw(st.integers(0, n))
+    same(ours(masks.SlidingWindow(left=window, right=0), n), gym(theirs.generate_sliding_window(window), n))
+
+
+@given(LENGTHS, st.data())
+def test_prefix(n: int, data: st.DataObject) -> None:
+    length = data.draw(st.integers(0, n))
+    same(ours(masks.Causal() | masks.Prefix(length=length), n), gym(theirs.generate_prefix_lm_mask(length), n))
+
+
+DOCUMENTS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+@given(DOCUMENTS)
+def test_documents(lengths: list[int]) -> None:
+    offsets, n = length_to_offsets(lengths, "cpu"), sum(lengths)
+    labels = np.repeat(np.arange(len(lengths)), lengths)[None]
+    packed = ours(masks.Segments() & masks.Causal(), n, segments=labels)
+    same(packed, gym(theirs.generate_doc_mask_mod(theirs.causal_mask, offsets), n))
+    same(packed, gym(theirs.generate_packed_causal_doc_mask_mod(offsets), n))
+
+
+@given(DOCUMENTS, st.data())
+def test_windows_within_documents(lengths: list[int], data: st.DataObject) -> None:
+    """Distances within a document are distances in the sequence, so a window needs no restart."""
+    offsets, n = length_to_offsets(lengths, "cpu"), sum(lengths)
+    window = data.draw(st.integers(0, n))
+    labels = np.repeat(np.arange(len(lengths)), lengths)[None]
+    mask = masks.Segments() & masks.SlidingWindow(left=window, right=0)
+    same(ours(mask, n, segments=labels), gym(theirs.generate_doc_mask_mod(theirs.generate_sliding_window(window), offsets), n))
+
+
+@given(DOCUMENTS, st.data())
+def test_shared_prefixes(lengths: list[int], data: st.DataObject) -> None:
+    n, count = sum(lengths), len(lengths)
+    prefix = [data.draw(st.sampled_from([i, *range(i)])) for i in range(count)]
+    prefix = [p if prefix[p] == p else i for i, p in enumerate(prefix)]
+    labels = np.repeat(np.arange(count), lengths)
+    text = "own[q] == own[k] and k <= q or own[q] != its[q] and own[k] == its[q]"
+    mod = theirs.generate_shared_prefix_mask_mod(length_to_offsets(lengths, "cpu"), torch.tensor(prefix))
+    same(ours(masks.Predicate(text=text), n, own=labels, its=np.array(prefix)[labels]), gym(mod, n))
+
+
+@given(LENGTHS, st.integers(0, 20), st.integers(1, 6))
+def test_dilated_window(n: int, window: int, dilation: int) -> None:
+    text = f"abs(q - k) <= {window} and abs(q - k) % {dilation} == 0"
+    same(ours(masks.Predicate(text=text), n), gym(theirs.generate_dilated_sliding_window(window, dilation), n))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(0, 8))
+def test_global_tokens(is_global: list[bool], window: int) -> None:
+    mask = masks.Predicate(text=f"abs(q - k) <= {window} or whole[q] == 1 or whole[k] == 1")
+    mod = theirs.generate_global_sliding_window(window, torch.tensor(is_global))
+    same(ours(mask, len(is_global), whole=np.array(is_global, int)), gym(mod, len(is_global)))
+
+
+@given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4), st.integers(1, 5))
+def test_images_seen_in_an_interval(n: int, intervals: list[tuple[int, int]], tokens: int) -> None:
+    """Flamingo's cross-attention: text between the two ends of an image's interval sees its tokens."""
+    first, stop = (np.repeat(column, tokens) for column in zip(*intervals))
+    mod = theirs.generate_vision_cross_attention_mask_mod(torch.tensor(intervals), tokens)
+    wanted = np.stack([gym(_at_key(mod, k), n, 1)[:, 0] for k in range(len(first))], axis=1)
+    same(ours(masks.Predicate(text="first[k] <= q < stop[k]"), n, len(first), first=first, stop=stop), wanted)
+
+
+def _at_key(mod: Mod, key: int) -> Mod:
+    """Their mask indexes a pair of numbers by key, so it takes one key at a time."""
+    return lambda b, h, q, k: mod(b, h, q, torch.tensor(key))
+
+
+@given(st.integers(1, 20), st.integers(1, 8))
+def test_block_diffusion(n: int, block: int) -> None:
+    mine, its = f"q % {n} // {block}", f"k % {n} // {block}"
+    text = (
+        f"{mine} == {its} and q // {n} == k // {n} or {mine} > {its} and q < {n} and k >= {n} or {mine} >= {its} and q >= {n} and k >= {n}"
+    )
+    same(ours(masks.Predicate(text=text), 2 * n), gym(theirs.generate_block_diffusion_mask(n, block), 2 * n))
+
+
+@given(st.integers(0, 6), st.integers(1, 4), st.integers(1, 9), st.integers(1, 3), st.booleans())
+def test_sparse_videogen(prompt: int, frames: int, per_frame: int, width: int, sink: bool) -> None:
+    n, rounded = prompt + frames * per_frame, width * per_frame // 4 * 4
+    first = prompt + per_frame if sink else prompt
+    spatial = f"q < {prompt} or k < {first} or abs(q - k) < {rounded}"
+    mod = theirs.generate_spatial_head_mask_mod(prompt, frames, per_frame, width, sink, round_width=4)
+    same(ours(masks.Predicate(text=spatial), n), gym(mod, n))
+    column = "({} - {}) % {}".format
+    mine, its = column("q", prompt, per_frame), column("k", prompt, per_frame)
+    temporal = f"q < {prompt} or k < {prompt} or abs({mine} - {its}) < {width * per_frame // frames}"
+    same(ours(masks.Predicate(text=temporal), n), gym(theirs.generate_temporal_head_mask_mod(prompt, frames, per_frame, width), n))
+
+
+# ---- neighborhoods -----------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def odd_windows(draw: st.DrawFn, most: int = 9) -> tuple[int, int]:
+    side = draw(st.integers(1, most))
+    return side, draw(st.sampled_from(range(1, side + 1, 2)))
+
+
+@given(odd_windows())
+def test_natten_with_odd_windows_on_square_grids(square: tuple[int, int]) -> None:
+    side, window = square
+    same(ours(masks.Neighborhood(window=window), (side, side)), gym(theirs.generate_natten(side, side, window, window), side * side))
+
+
+def test_where_their_natten_differs() -> None:
+    """An even window of theirs has a key too many; the worked examples of GNA are the reference there (tests/oracle)."""
+    theirs_, mine = gym(theirs.generate_natten(8, 8, 4, 4), 64), ours(masks.Neighborhood(window=4), (8, 8))
+    assert set(theirs_.sum(1)) != {16} == set(mine.sum(1))
+
+
+def reordered(mask: np.ndarray, tokens: tuple[int, ...], order: Order) -> np.ndarray:
+    """A mask over row-major tokens as one over another order; `order` gives the place of a coordinate."""
+    place = np.array([order(at) for at in product(*map(range, tokens))])
+    found = np.empty_like(mask)
+    found[np.ix_(place, place)] = mask
+    return found
+
+
+def tiled(tokens: tuple[int, ...], tile: tuple[int, ...]) -> Order:
+    """Tiles row-major, tokens of a tile row-major within it."""
+
+    def order(at: tuple[int, ...]) -> int:
+        outer, inner = np.array(at) // tile, np.array(at) % tile
+        tiles = [n // t for n, t in zip(tokens, tile)]
+        return int(np.ravel_multi_index(outer, tiles) * prod(tile) + np.ravel_multi_index(inner, tile))
+
+    return order
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 3, 5]))
+def test_tiled_natten(tiles: int, tile: int, window: int) -> None:
+    side = tiles * tile
+    window = min(window, side - (side + 1) % 2)
+    mask = reordered(ours(masks.Neighborhood(window=window), (side, side)), (side, side), tiled((side, side), (tile, tile)))
+    same(mask, gym(theirs.generate_tiled_natten(side, side, window, window, tile, tile), side * side))
+
+
+@pytest.mark.parametrize(("side", "window"), [(4, 3), (8, 5), (8, 7)])
+def test_natten_along_a_morton_curve(side: int, window: int) -> None:
+    from attn_gym.masks.natten import morton_encode
+
+    mask = reordered(ours(masks.Neighborhood(window=window), (side, side)), (side, side), lambda at: int(morton_encode(at[1], at[0])))
+    same(mask, gym(theirs.generate_morton_natten(side, side, window, window), side * side))
+
+
+@settings(max_examples=30)
+@given(st.data(), st.sampled_from([2, 3]))
+def test_sliding_tiles(data: st.DataObject, rank: int) -> None:
+    """Sliding tile attention is a neighborhood whose stride is the tile, for windows of an odd number of even tiles."""
+    tile = tuple(data.draw(st.sampled_from([2, 4] if rank == 2 else [2])) for _ in range(rank))
+    tiles = tuple(data.draw(st.integers(1, 3)) for _ in range(rank))
+    window = tuple(t * data.draw(st.sampled_from(range(1, n + 1, 2))) for t, n in zip(tile, tiles))
+    grid = tuple(t * n for t, n in zip(tile, tiles))
+    mask = reordered(ours(masks.Neighborhood(window=window, stride=tile), grid), grid, tiled(grid, tile))
+    make = theirs.generate_sta_mask_mod_2d if rank == 2 else theirs.generate_sta_mask_mod_3d
+    same(mask, gym(make(grid, window, tile), prod(grid)))
+
+
+# ---- score maps --------------------------------------------------------------------------------------------------------------------
+
+
+def scored(score: Any, s: torch.Tensor, heads: int = 1) -> np.ndarray:
+    """A score map of ours on scores `[H, N, N]`."""
+    spec = AttentionSpec(tokens=s.shape[-1], heads=heads, head_dim=16, scores=(score,))
+    value = score.apply(SCORE, spec.grid, heads)
+    index = np.arange(s.shape[-1])
+    constants = {"alibi_slopes": np.array(scores.standard_slopes(heads))}
+    return np.asarray(
+        evaluate(value, {"s": s.numpy(), "h": np.arange(heads)[:, None, None], "q0": index[:, None], "k0": index, **constants})
+    )
+
+
+def modded(mod: Mod, s: torch.Tensor) -> torch.Tensor:
+    heads, n = s.shape[0], s.shape[-1]
+    h, index = torch.arange(heads)[:, None, None], torch.arange(n)
+    return torch.as_tensor(mod(s, torch.tensor(0), h, index[:, None], index))
+
+
+@pytest.mark.parametrize("cap", [1, 20, 50])
+def test_softcap(cap: int) -> None:
+    s = torch.linspace(-200, 200, 49, dtype=torch.float64).view(1, 7, 7)
+    np.testing.assert_allclose(scored(scores.Softcap(cap=cap), s), modded(mods.generate_tanh_softcap(cap), s), rtol=1e-12)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8, 16])
+def test_alibi_below_the_diagonal(heads: int) -> None:
+    """Theirs is signed, ours takes the distance: the same for the keys that a causal mask keeps. Slopes of powers of two only."""
+    s = torch.randn(heads, 30, 30, dtype=torch.float64)
+    below = np.tri(30, dtype=bool)
+    mine, other = scored(scores.Alibi(), s, heads), modded(mods.generate_alibi_bias(heads), s)
+    np.testing.assert_allclose(mine[:, below], other[:, below], rtol=1e-6, atol=1e-6)  # their slopes are float32
