@@ -227,13 +227,11 @@ def test_sliding_tiles(data: st.DataObject, rank: int) -> None:
 
 def scored(score: Any, s: torch.Tensor, heads: int = 1) -> np.ndarray:
     """A score map of ours on scores `[H, N, N]`."""
-    spec = AttentionSpec(tokens=s.shape[-1], heads=heads, head_dim=16, scores=(score,))
+    spec = AttentionSpec(tokens=(s.shape[-1],), heads=heads, head_dim=16, scores=(score,))
     value = score.apply(SCORE, spec.grid, heads)
     index = np.arange(s.shape[-1])
-    constants = {"alibi_slopes": np.array(scores.standard_slopes(heads))}
-    return np.asarray(
-        evaluate(value, {"s": s.numpy(), "h": np.arange(heads)[:, None, None], "q0": index[:, None], "k0": index, **constants})
-    )
+    env = {"s": s.numpy(), "h": np.arange(heads)[:, None, None], "q0": index[:, None], "k0": index}
+    return np.asarray(evaluate(value, {**env, "alibi_slopes": np.array(scores.standard_slopes(heads))}))
 
 
 def modded(mod: Mod, s: torch.Tensor) -> torch.Tensor:
