@@ -304,6 +304,14 @@ def test_without_torch_and_triton(tmp_path: Path) -> None:
     assert without(("torch", "triton"), "env").returncode == 0
 
 
+def test_compile_without_triton(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(SMALL))
+    done = without(("triton",), "compile", str(tmp_path / "spec.json"), "-o", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("attncc: machine code without Triton is not supported")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_matplotlib(tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(SMALL))
@@ -462,7 +470,7 @@ def test_bad_arguments(run: Any, tmp_path: Path) -> None:
         (["simulate", *tables, "none.npz"], "tables: cannot read none.npz"),
         (["simulate", *tables, "text.npz"], "tables: text.npz is no .npz file"),
         (["simulate", *tables, "objects.npz"], "tables: objects.npz is no .npz file"),
-        (["explain", GRID, "--q-tile", "3,5,7"], "a tile of 105 tokens is not supported"),
+        (["explain", GRID, "--q-tile", "3,5,7"], "q_tile=[3, 5, 7] is not supported"),
         (["explain", GRID, "--picture", "mask.gif"], "picture: mask.gif must end in .png, .svg, .pdf"),
         (["explain", GRID, "--picture", "none/mask.png"], "picture: cannot write none/mask.png"),
         (["explain", GRID, "--picture", "mask.png", "--head", "24"], "head: 24 is none of the 24 heads"),
@@ -471,6 +479,7 @@ def test_bad_arguments(run: Any, tmp_path: Path) -> None:
         (["compile", {**LINE, "dtype": "float64"}], "dtype float64 on a GPU is not supported"),
         (["compile", LINE, "--source-only", "-o", "text.npz"], "out: cannot write text.npz"),
         (["compile", LINE, "--plan", "text.npz"], "plan: text.npz is no plan"),
+        (["verify", {**LINE, "dtype": "bfloat16"}, "--interpret"], "dtype bfloat16 with --interpret is not supported"),
         (["verify", OPEN], "lengths: give one for each of tokens[0]"),
     ]
     for arguments, message in cases:

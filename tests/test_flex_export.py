@@ -159,6 +159,21 @@ def test_blocks_that_samples_cannot_decide_are_evaluated() -> None:
     assert (mask.full, mask.partial) == (0, 1)
 
 
+def test_past_the_budget_blocks_are_partial() -> None:
+    """What may not be evaluated any more counts as partial, and the mask says that it is not exact."""
+    from attncc.passes.flat_blocks import Blocks, Intervals
+    from attncc.passes.tiles import BoundMask, Tiling
+
+    never = Predicate(text="q * k % 7 == 3 and q * k % 7 == 4").predicate(a_spec(Causal(), tokens=(8, 8)).grid)
+    grid = (8, 8)
+    predicate = filled_in(never, grid, grid)
+    tiling = Tiling(BoundMask((), predicate, (64,), (64,), (1,)), (16,), (16,))
+    blocks = Blocks(tiling, grid, grid, Intervals(predicate, 2, {}, 1, 1), 1)
+    found, none = blocks.classify(budget=5 * 256), blocks.classify()
+    assert (len(found.partial), found.exact) == (11, False)
+    assert (len(none.partial), len(none.full), none.exact) == (0, 0, True)
+
+
 def test_a_huge_mask_takes_no_array_of_all_pairs() -> None:
     spec = a_spec(masks.SlidingWindow(left=4095, right=0), tokens=131072)
     mask = spec.to_block_mask()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from attncc.cli.shared import (
     the_spec,
     working,
 )
-from attncc.errors import InputError, PlanError
+from attncc.errors import InputError, PlanError, UnsupportedError
 from attncc.passes.plan import KernelPlan, Plan
 from attncc.spec.attention import AttentionSpec
 from attncc.targets import Target
@@ -87,12 +88,22 @@ def generated(spec: AttentionSpec, plan: Plan, source_only: bool = False) -> tup
     files: dict[str, str | bytes] = {f"{kernel.name}.py": source, "plan.json": plan.to_json() + "\n", "spec.json": spec.to_json() + "\n"}
     report: dict[str, Any] = {"kernel": kernel.name, "target": record.name, "arch": record.arch}
     if not source_only:
+        _check_triton()
         with working(f"compiling {kernel.name} for {record.name}"):
             made = _artifacts(source, kernel, record)
         files |= {f"{kernel.name}.{stage}": made.asm[stage] for stage in STAGES if stage in made.asm}
         report |= _resources(made, kernel, record)
         files["resources.json"] = json.dumps(report, indent=2) + "\n"
     return files, report
+
+
+def _check_triton() -> None:
+    try:
+        found = importlib.util.find_spec("triton") is not None
+    except ImportError:
+        found = False
+    if not found:
+        raise UnsupportedError("machine code without Triton", "the package triton is not installed", "--source-only")
 
 
 def _artifacts(source: str, kernel: KernelPlan, record: Target) -> Artifacts:

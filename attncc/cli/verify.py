@@ -37,7 +37,7 @@ def verify(
     """
     the = the_spec(spec)
     if interpret:
-        _interpret()
+        _interpret(the.dtype)
     _check_size(the, lengths, batch, limit)
     from attncc.cli.verification import verified
 
@@ -52,8 +52,10 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-def _interpret() -> None:
+def _interpret(dtype: str) -> None:
     """Makes Triton interpret: it reads the variable once, when it is imported."""
+    if dtype == "bfloat16":
+        raise UnsupportedError("dtype bfloat16 with --interpret", "Triton's interpreter multiplies it wrongly", "float16 or float32")
     if os.environ.get("TRITON_INTERPRET") != "1" and "triton" in sys.modules:
         raise UnsupportedError("--interpret in this process", "triton is imported already, without TRITON_INTERPRET=1", "a new process")
     os.environ["TRITON_INTERPRET"] = "1"

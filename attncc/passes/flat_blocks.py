@@ -50,7 +50,7 @@ def flat_block_mask(
     tiling = Tiling(flat, block[:1], block[1:])
     relations = axis_relations(predicate, query, key)
     decider = Counts(relations) if relations is not None else Intervals(predicate, len(query), tables, batch, heads)
-    found = _Blocks(tiling, query, key, decider, batch * heads).classify()
+    found = Blocks(tiling, query, key, decider, batch * heads).classify()
     return BlockMask(tiling, batch, heads, found.exact, None, found)
 
 
@@ -147,7 +147,7 @@ class Intervals:
 # ---- blocks --------------------------------------------------------------------------------------------------------------------
 
 
-class _Blocks:
+class Blocks:
     """Blocks of one mask; `Boxes` here have two columns: query block and key block."""
 
     def __init__(self, tiling: Tiling, query: Shape, key: Shape, decider: Decider, owners: int) -> None:

@@ -5,5 +5,6 @@ from __future__ import annotations
 from tests.faults.compiler import COMPILER
 from tests.faults.runner import Fault
 from tests.faults.runtime import RUNTIME
+from tests.faults.surface import SURFACE
 
-FAULTS: tuple[Fault, ...] = (*COMPILER, *RUNTIME)
+FAULTS: tuple[Fault, ...] = (*COMPILER, *RUNTIME, *SURFACE)

@@ -1,0 +1,73 @@
+"""Faults of what people touch: bounds, specs from text, the command line, FlexAttention export."""
+
+from __future__ import annotations
+
+from tests.faults.runner import Fault
+
+BOUNDS, FLAT, FLEX = "attncc/simulator/bounds.py", "attncc/passes/flat_blocks.py", "attncc/integrations/flex.py"
+BRUTE = "tests/test_simulate.py::test_counts_are_brute_force"
+FLAT_BRUTE = "tests/test_flex_export.py::test_flat_blocks_are_brute_force"
+FORBIDDEN = "tests/test_cli.py::test_forbidden_predicates"
+
+SURFACE: tuple[Fault, ...] = (
+    Fault(
+        "simulate: the dilated grid as the baseline",
+        BOUNDS,
+        "undilated = (1,) * tiling.rank",
+        "undilated = tiling.mask.order",
+        ("tests/test_simulate.py::test_dilated_tiles_never_cross_a_class",),
+    ),
+    Fault(
+        "simulate: heads added up, not averaged",
+        BOUNDS,
+        "total // instances if total % instances == 0 else",
+        "total if instances else",
+        (BRUTE, "tests/test_simulate.py::test_heads_are_averaged"),
+    ),
+    Fault("flat blocks: keys past the end forgotten", FLAT, "every &= ~key[2]", "pass", (FLAT_BRUTE,)),
+    Fault(
+        "flat blocks: a run cut one token late",
+        FLAT,
+        "-(-first // unit) * unit, stop)",
+        "-(-first // unit) * unit + 1, stop)",
+        (FLAT_BRUTE,),
+    ),
+    Fault(
+        "flex: blocks by key left in the order of queries",
+        FLEX,
+        "np.lexsort((row, column, instance))",
+        "np.arange(len(row))",
+        ("tests/test_flex_export.py::test_block_mask_is_that_of_create_block_mask",),
+    ),
+    Fault(
+        "flex: coordinates of the last axis not reduced",
+        FLEX,
+        "inner % grid[a] if a else inner",
+        "inner",
+        ("tests/test_flex_export.py::test_mask_mod_is_the_oracle_mask",),
+    ),
+    Fault(
+        "predicates: division by zero let through", "attncc/spec/masks.py", "n.args[1] is const(0)", "n.args[1] is const(1)", (FORBIDDEN,)
+    ),
+    Fault(
+        "specs: a depth nobody limits",
+        "attncc/spec/attention.py",
+        "depth(self.predicate) > DEEPEST",
+        "depth(self.predicate) > 10**9",
+        (FORBIDDEN,),
+    ),
+    Fault(
+        "specs: YAML aliases expanded",
+        "attncc/spec/reading.py",
+        "isinstance(event, yaml.AliasEvent)",
+        "isinstance(event, str)",
+        ("tests/test_cli.py::test_bad_texts",),
+    ),
+    Fault(
+        "cli: errors on standard output",
+        "attncc/cli/app.py",
+        "file=sys.stderr)",
+        "file=sys.stdout)",
+        ("tests/test_cli.py::test_bad_specs",),
+    ),
+)
