@@ -142,7 +142,9 @@ def _print(out: Console, found: Explanation) -> None:
     before: Graph | None = None
     for name, graph in found.steps:
         out.rule(f"[bold]{name}", align="left")
-        out.print("unchanged" if graph == before else str(graph), markup=False, soft_wrap=True)
+        # Rejected candidates have a table of their own below.
+        shown = graph.rewrite(lambda n: n.with_attrs(rejected=None) if n.get("rejected") else n)
+        out.print("unchanged" if graph == before else str(shown), markup=False, soft_wrap=True)
         before = graph
     for kernel, special in zip(found.plan.kernels, found.specialization):
         out.rule(f"[bold]plan for {found.plan.target}: {kernel.name}", align="left")

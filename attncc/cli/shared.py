@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="a .json or .yaml file, or - for standard input")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on standard output")]
 DEFAULT_TARGET = "sm_90"
+PIPE_WIDTH = 120
 TargetName = Annotated[str, typer.Option("--target", "-t", help="a device that attncc plans for: h100, sm_90, mi300x, cpu, ...")]
 
 
@@ -109,7 +111,9 @@ def console() -> Console:
     """Standard output, for people."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    # A pipe has no width of its own, and 80 columns break most lines.
+    sized = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if sized else PIPE_WIDTH, soft_wrap=not sys.stdout.isatty())
 
 
 def print_json(data: Any) -> None:
