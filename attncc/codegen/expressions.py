@@ -1,17 +1,17 @@
 """Code interpretation: prints expressions as Triton, or as torch for the dense check in the generated file.
 
 `//` and `%` of Triton truncate; they are printed only where an interval proves the numerator non-negative and the divisor positive,
-the floor forms `_floordiv` and `_mod` elsewhere.
+the floor forms `_floordiv` and `_mod` elsewhere. Its integers have 32 bits, which an interval must prove to be enough too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from attncc.ir.expr import Expr, Kind, Op, Table, const, nodes, variables
-from attncc.ir.intervals import interval
+from attncc.ir.intervals import interval, intervals
 from attncc.ir.ops import ATOM, CONJUNCTION, TABLE, UNARY, Interval
 
 Loader = Callable[[Table, "list[str]"], str]
@@ -23,22 +23,28 @@ TORCH: dict[Op, str] = {
 }  # fmt: skip
 """What torch calls the ops that Triton calls otherwise."""
 _LOGIC = (Op.AND, Op.OR, Op.NOT)
+_GROWING = (Op.ADD, Op.SUB, Op.MUL, Op.NEG, Op.ABS)
 
 
 @dataclass(frozen=True)
 class Names:
-    """How a place in the code sees the language: `variables` gives code for a variable, `nodes` for a node computed before."""
+    """How a place in the code sees the language: `variables` gives code for a variable, `nodes` for a node computed before.
+
+    `box` bounds variables by expressions, `limits` by numbers; `widened` are the nodes that compute in 64 bits from here on.
+    """
 
     variables: Mapping[str, str]
     load: Loader
     box: Mapping[str, Interval]
+    limits: Mapping[str, Interval] = field(default_factory=dict)
     nodes: Mapping[Expr, str] = field(default_factory=dict)
     torch: bool = False
+    widened: frozenset[Expr] = frozenset()
 
 
 def code(root: Expr, names: Names) -> str:
     """Code for an expression."""
-    return _print(root, names)[0]
+    return _print(root, names if names.torch else replace(names, widened=widened(root, names.limits)))[0]
 
 
 def _print(node: Expr, names: Names) -> tuple[str, int]:
@@ -61,6 +67,9 @@ def _applied(node: Expr, names: Names) -> tuple[str, int]:
     template = TORCH.get(node.op, row.code) if names.torch else row.code
     binding = row.binding
     parts = [_print(a, names) for a in node.args]
+    if node in names.widened:  # one operand of 64 bits makes the operation one of 64 bits
+        at = next(i for i, a in enumerate(node.args) if a.op is not Op.CONST)
+        parts[at] = (f"{_wrapped(parts[at], ATOM)}.to(tl.int64)", ATOM)
     if "(" in template:
         return template.format(*(p[0] for p in parts)), ATOM
     if node.op in _LOGIC:
@@ -85,6 +94,25 @@ def _literal(node: Expr) -> tuple[str, int]:
 def _truncation_is_floor(node: Expr, box: Mapping[str, Interval]) -> bool:
     numerator, divisor = (interval(a, box)[0] for a in node.args)
     return proved(const(0) <= numerator) and proved(const(0) < divisor)
+
+
+def widened(root: Expr, limits: Mapping[str, Interval]) -> frozenset[Expr]:
+    """Operations on 32-bit integers whose results may need more, for all that numbers say of their operands."""
+    reads = {n: (const(-(2**31)), const(2**31 - 1)) for n in nodes(root) if isinstance(n.value, Table)}
+    bounds = intervals(root, limits, reads)
+    wide: set[Expr] = set()
+    found: set[Expr] = set()
+    for n in nodes(root):
+        if n.kind is Kind.INT and n not in reads and any(a in wide for a in n.args):
+            wide.add(n)
+        elif n.kind is Kind.INT and n.op in _GROWING and not _fits(*bounds[n]):
+            found.add(n)
+            wide.add(n)
+    return frozenset(found)
+
+
+def _fits(low: Expr, high: Expr) -> bool:
+    return proved(const(-(2**31)) <= low) and proved(high <= const(2**31 - 1))
 
 
 def proved(claim: Expr) -> bool:

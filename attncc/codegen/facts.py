@@ -127,6 +127,11 @@ class Facts:
         return found[0] if found else None
 
     @property
+    def narrow_gate(self) -> bool:
+        """Whether one logit gates a whole row: such rows are too short to lie on 16-byte boundaries."""
+        return self.gate is not None and self.gate.inputs[1]["shape"][3] == 1 < self.value_width
+
+    @property
     def lse(self) -> bool:
         return any(name == "lse" for name, _ in self.body.outputs)
 

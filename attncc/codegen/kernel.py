@@ -101,9 +101,13 @@ class Kernel:
         ]  # fmt: skip
         for tensor in self.tensors:
             heads = {"k": self._head("k"), "v": self._head("v")}.get(tensor, "h")
-            lines.append(f"{tensor} += b * _step({tensor}_b, ALIGNED) + {heads} * _step({tensor}_h, ALIGNED)")
-        lines += [f"{t}_n = _step({t}_n, ALIGNED).to(INDEX)" for t in self.tensors]
+            by_batch, by_head = (self._step(f"{tensor}_{axis}") for axis in "bh")
+            lines.append(f"{tensor} += b * {by_batch} + {heads} * {by_head}")
+        lines += [f"{t}_n = {self._step(f'{t}_n')}.to(INDEX)" for t in self.tensors]
         return [*lines, *grid.tile_count_lines(self.facts, "q"), *grid.tile_count_lines(self.facts, "k")]
+
+    def _step(self, stride: str) -> str:
+        return stride if stride.startswith("gate") and self.facts.narrow_gate else f"_step({stride}, ALIGNED)"
 
     def _head(self, operand: str) -> str:
         group = self.facts.heads[0] // self.facts.heads[1 if operand == "k" else 2]
@@ -220,9 +224,7 @@ class Kernel:
         gate = self.facts.gate
         if gate is None:
             return []
-        width = gate.inputs[1]["shape"][3]
-        narrow = width == 1 and self.facts.value_width > 1
-        load = "g = tl.load(gate + at * gate_n)" if narrow else self._load("gate", "g", chunk)
+        load = "g = tl.load(gate + at * gate_n)" if self.facts.narrow_gate else self._load("gate", "g", chunk)
         names = self.visit.names("", "")
         return [f"{load.rstrip()}.to(tl.float32)  # spec: gate", f"o = {code(gate['value'], names)}"]
 

@@ -62,7 +62,7 @@ class Launcher:
             lines.append(f"lse = torch.empty(batch, {facts.heads[0]}, q.shape[2], dtype=torch.float32, device=q.device)")
         if facts.gate:
             lines.append(f"gate = gate.expand(-1, {facts.heads[0]}, -1, -1)")
-        lines += [f"operands = ({', '.join(self.kernel.tensors)})", "aligned = _alignment(operands)"]
+        lines += [f"operands = ({', '.join(self.kernel.tensors)})", f"aligned = _alignment({self._wide_operands()})"]
         return [
             *lines,
             *self._boxes(),
@@ -70,6 +70,12 @@ class Launcher:
             *self._launch(),
             f"return {'(out, lse)' if facts.lse else 'out'}",
         ]
+
+    def _wide_operands(self) -> str:
+        """Operands that are loaded 16 bytes at a time where all of them allow it."""
+        if not self.facts.narrow_gate:
+            return "operands"
+        return f"({', '.join(t for t in self.kernel.tensors if t != 'gate')})"
 
     def _lengths(self) -> list[str]:
         if self._needs_tokens:

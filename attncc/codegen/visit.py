@@ -18,6 +18,9 @@ LOG2E = math.log2(math.e)
 ROW_NAMES = frozenset({"b", "h", *(f"{p}{a}" for p in ("q", "r", "nq", "nk") for a in range(3))})
 KEY_NAMES = frozenset({"b", "h", *(f"{p}{a}" for p in ("k", "r", "nq", "nk") for a in range(3))})
 
+MOST_TOKENS = {1: 1 << 24, 2: 1 << 15, 3: 1 << 10}
+"""Of an axis given at run time, by rank: with more, products in a predicate could leave the 32-bit integers unnoticed."""
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -41,17 +44,31 @@ class Visit:
         known["b"] = known["h"] = (const(0), const(2**31 - 1))
         return known
 
+    @cached_property
+    def limits(self) -> dict[str, Interval]:
+        """The same in numbers; an axis given at run time is taken to have at most `MOST_TOKENS`."""
+        body, most = self.facts.body, MOST_TOKENS[self.facts.rank]
+        known = {"b": (const(0), const(2**16)), "h": (const(0), const(self.facts.heads[0] - 1))}
+        for a in range(self.facts.rank):
+            known[f"r{a}"] = (const(0), const(body.order[a] - 1))
+            for side, lengths in (("q", body.query), ("k", body.key)):
+                length = lengths[a] or most
+                known[f"{side}{a}"] = (const(0), const((length - 1) // body.order[a]))
+                known[f"n{side}{a}"] = (const(lengths[a] or 1), const(length))
+        return known
+
     def names(self, rows: str, keys: str, nodes: dict[Expr, str] | None = None) -> Names:
         """Names where row and key vectors are indexed by `rows` and `keys` ("" or "[:, None]", "[None, :]")."""
         variables = {n: n for n in ("b", "h", "s", "o", "g", *self.facts.open_lengths())}
         variables |= {f"r{a}": f"r{a}" for a in range(3)}
         for a in range(self.facts.rank):
             variables |= {f"q{a}": f"q{a}{rows}", f"k{a}": f"k{a}{keys}"}
-        return Names(variables, self._load, self.box, nodes or {})
+        return Names(variables, self._load, self.box, self.limits, nodes or {})
 
     def _load(self, table: Table, index: list[str]) -> str:
         """A table read; tables are contiguous and coordinates lie in the grid, so only the offset is computed."""
-        offset = index[0]
+        pairs = sum(size in ("NQ", "NK") for size in table.shape) > 1
+        offset = f"({index[0]}).to(tl.int64)" if pairs else index[0]
         for size, i in zip(table.shape[1:], index[1:]):
             offset = f"({offset}) * {self._size(size)} + {i}" if not offset.isidentifier() else f"{offset} * {self._size(size)} + {i}"
         return f"tl.load({table.name} + {offset})"

@@ -15,10 +15,16 @@ from attncc.ir.ops import TABLE, Interval
 
 def interval(root: Expr, box: Mapping[str, Interval]) -> Interval:
     """Bounds of `root` where each variable in `box` ranges between two expressions; other variables are single values."""
-    done: dict[Expr, Interval] = {}
+    return intervals(root, box)[root]
+
+
+def intervals(root: Expr, box: Mapping[str, Interval], known: Mapping[Expr, Interval] | None = None) -> dict[Expr, Interval]:
+    """Bounds of every node below `root`; `known` gives those of nodes that need no analysis, such as reads of tables."""
+    done: dict[Expr, Interval] = dict(known or {})
     for node in nodes(root):
-        done[node] = _bounds(node, [done[a] for a in node.args], box)
-    return done[root]
+        if node not in done:
+            done[node] = _bounds(node, [done[a] for a in node.args], box)
+    return done
 
 
 def _bounds(node: Expr, args: list[Interval], box: Mapping[str, Interval]) -> Interval:

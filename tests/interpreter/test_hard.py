@@ -82,6 +82,7 @@ HARD: dict[str, Run] = {
     "a head decides": run(predicate("(k - q) % (h + 2) == h"), [40], heads=3),
     "the batch decides": run(predicate("k - q < 9 * b - 4 or table[b] == h"), [33], heads=2, batch=3),
     "tables of all indices": run(predicate("one[b, q] + two[b, k] > ten[h] or four[q, k] == 2 and five[h, q] > 1"), [9], heads=2, batch=2),
+    "products beyond 32 bits": run(predicate("k > 69950 and k * k % 7 == 2"), [17], key_tokens=[70_000]),
     "a class without tokens": run(predicate("q % 5 == k % 5"), [None], lengths=(3,)),
     "a key class without tokens": run(predicate("q % 5 == k % 5"), [None], lengths=(23, 3), key_tokens=[None]),
     "a union of masks": run({"kind": "or", "masks": [CAUSAL, {"kind": "sinks", "count": 20}]}, [40]),
@@ -133,6 +134,17 @@ def test_boxes_of_three_axes(layout: str, batch: int, head_dim: int, kind: int, 
     """A descriptor has five axes, so a rank-3 grid needs batch and heads merged (1), or heads and columns (2), or rows (0)."""
     fields: Any = {"heads": 2, "key_heads": 2, "head_dim": head_dim}
     boxed = on(run(neighborhood([2, 3, 2]), [2, 3, 5], (2, 2, 4), (2, 4, 2), batch=batch, **fields), target="sm_90", layout=layout)
+    assert kinds_of_boxes(boxed, monkeypatch) == [kind]
+
+
+def test_a_gate_of_one_column_leaves_the_boxes(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are too short for 16-byte boundaries, which is no reason to load keys and values row by row."""
+    gated = run(CAUSAL, [20], heads=2, head_dim=16, gate=gate(granularity="headwise"))
+    assert kinds_of_boxes(on(gated, target="sm_90"), monkeypatch) == [1]
+
+
+def kinds_of_boxes(boxed: Run, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the launcher chose in a run that was right."""
     seen: list[int] = []
     choose = boxed.module._box_kind
 
@@ -142,4 +154,4 @@ def test_boxes_of_three_axes(layout: str, batch: int, head_dim: int, kind: int, 
 
     monkeypatch.setattr(boxed.module, "_box_kind", watched)
     assert_equals_oracle(boxed)
-    assert seen == [kind]
+    return seen

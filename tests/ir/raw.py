@@ -105,11 +105,11 @@ Box = dict[str, tuple[int, int]]
 
 
 @st.composite
-def boxes(draw: st.DrawFn, widest: int = 4) -> Box:
-    """Ranges of the variables, single points among them; r0 is a residue, so it stays below every divisor it is used with."""
+def boxes(draw: st.DrawFn, widest: int = 4, farthest: int = 12) -> Box:
+    """Ranges of the variables, single points among them."""
     box = {}
     for name in INTEGERS:
-        low = draw(st.integers(0, 12))
+        low = draw(st.integers(0, farthest))
         box[name] = (low, low + draw(st.integers(0, widest)))
     return box
 
