@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from torch.testing import assert_close
 
 pytest.importorskip("triton")
-from tests.interpreter.generated import Run, assert_equals_oracle, every_tile, on, with_lists
+from attncc.passes.plan import KernelPlan
+from tests.interpreter.generated import Run, as_planned, assert_equals_oracle, every_tile, on, with_lists
 from tests.strategies import Case
 
 Grid = tuple[int, ...]
@@ -98,6 +102,17 @@ def test_hard_specs(name: str, poisoned: None) -> None:
 
 RANGES = ["a prefix within a tile", "rows without keys", "classes of open lengths", "one token"]
 BOXES = ["even windows", "columns 96 and 8", "open lengths of two axes", "one token", "a dilated causal axis of three"]
+
+
+@pytest.mark.parametrize("policy", [as_planned, every_tile])
+def test_tiles_that_no_row_may_see_are_not_read(policy: Callable[[KernelPlan], KernelPlan], poisoned: None) -> None:
+    """NaN in their values would reach every row; rows past the grid could see them, were there such rows."""
+    narrow = on(run({"kind": "sliding_window", "left": 2, "right": 2, "align": "top_left"}, [20], key_tokens=[100]), change=policy)
+    assert narrow.plan.kernels[0].block_mask == "ranges"
+    narrow.tensors[2][:, :, 32:] = torch.nan
+    clean = on(narrow)
+    clean.tensors[2][:, :, 32:] = 0.0
+    assert_close(narrow.outputs()["output"], clean.outputs()["output"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", BOXES)
