@@ -1,48 +1,27 @@
-"""Which calls the strip engine takes, and what it is told: a band for every axis, from the plan's bands and the call's labels."""
+"""Band plans of a call: where the mask is a product of bands, or bands and the equality of labels that come in order."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 
 import torch
 from torch import Tensor
 
 from attncc.ir.expr import Expr, Op, Table, var
-from attncc.ir.graph import GraphOp
 from attncc.ir.values import evaluate_all
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import BoundMask, Shape, bind
-from attncc.runtime.blocked.attention import Problem
 from attncc.runtime.blocked.bands import AxisBand, BandPlan, plan_bands
 from attncc.runtime.operands import Operands
 
-
-def banded(kernel: KernelPlan, operands: Operands) -> Problem | None:
-    """The call as a problem of bands; None where it is not one."""
-    q, body = operands.q, kernel.graph
-    if not prod(q.shape) or not prod(operands.k.shape) or not _plain(kernel):
-        return None
-    plans = _plans(kernel, operands)
-    if plans is None:
-        return None
-    heads = (q.shape[1], operands.k.shape[1], operands.v.shape[1])
-    return Problem(heads, plans, float(body.find(GraphOp.SCORES)[0]["scale"]))
+Plans = list[tuple[range, BandPlan]]
 
 
-@lru_cache(maxsize=64)
-def _plain(kernel: KernelPlan) -> bool:
-    """Whether scores go straight to a softmax."""
-    body = kernel.graph
-    return not body.find(GraphOp.MAP) and bool(body.find(GraphOp.WEIGHTS)[0]["row_class"] == "softmax")
-
-
-def _plans(kernel: KernelPlan, operands: Operands) -> list[tuple[range, BandPlan]] | None:
-    """Plans over the flattened (batch, head) range; one for all where the mask reads no labels."""
+def band_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands) -> Plans | None:
+    """Plans over the flattened (batch, head) range, one for all where the mask reads no labels; None where it is no such mask."""
     batch, heads = operands.q.shape[:2]
-    mask = _bound(kernel, operands.query, operands.key)
     if mask.separable:
-        return [(range(batch * heads), _plan(kernel, operands.query, operands.key))]
+        return [(range(batch * heads), _plan(kernel, mask.query, mask.key))]
     labels = _labels(mask, operands)
     if labels is None:
         return None
@@ -54,13 +33,8 @@ def _plans(kernel: KernelPlan, operands: Operands) -> list[tuple[range, BandPlan
 
 
 @lru_cache(maxsize=64)
-def _bound(kernel: KernelPlan, query: Shape, key: Shape) -> BoundMask:
-    return bind(kernel.graph, query, key)
-
-
-@lru_cache(maxsize=64)
 def _plan(kernel: KernelPlan, query: Shape, key: Shape) -> BandPlan:
-    mask = _bound(kernel, query, key)
+    mask = bind(kernel.graph, query, key)
     return plan_bands([_axis_band(mask, axis) for axis in range(len(query))])
 
 
@@ -74,9 +48,12 @@ def _axis_band(mask: BoundMask, axis: int) -> AxisBand:
 
 
 def _labels(mask: BoundMask, operands: Operands) -> list[tuple[Tensor, Tensor]] | None:
-    """Labels of queries and keys by batch element, where the residual is their equality and keys come in order."""
+    """Labels of queries and keys by batch element, where the residual is their equality and keys come in order.
+
+    Whether they do, the host must read: on other devices than a CPU it would have to wait.
+    """
     tables = _compared(mask.residual)
-    if tables is None or len(mask.query) != 1 or mask.order != (1,):
+    if tables is None or mask.order != (1,) or operands.q.device.type != "cpu":
         return None
     ids, key_ids = (operands.tables[t.name].contiguous() for t in tables)
     in_order = bool((key_ids.diff(dim=1) >= 0).all())

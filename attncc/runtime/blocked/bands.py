@@ -1,7 +1,7 @@
 """Row tiles and key runs of a banded mask: what the blocked engine visits, and with which additive mask.
 
-A banded mask allows key ``k`` for query ``q`` iff, on every axis ``a``, ``lo[a][q_a] <= k_a <= hi[a][q_a]`` and
-``k_a % step_a == q_a % step_a``.  Causal, windows, neighborhoods (stride and dilation included), prefixes, sorted
+A banded mask allows key `k` for query `q` iff, on every axis `a`, `lo[a][q_a] <= k_a <= hi[a][q_a]` and
+`k_a % step_a == q_a % step_a`.  Causal, windows, neighborhoods (stride and dilation included), prefixes, sorted
 documents and their intersections have this form.  Every axis is planned alone; the product is formed on the way.
 """
 
@@ -15,19 +15,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attncc.runtime.blocked.block import Part
+from attncc.runtime.blocked.block import Masks, Part
 
 # What one visited block costs beside its pairs (operator calls, gathers), in query-key pairs.
 OVERHEAD_PAIRS = 16384
 MIN_ROWS, MAX_ROWS = 64, 256
-MASK_CACHE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class AxisBand:
     """One axis of a banded mask.
 
-    ``bounds`` [2, queries] (int64, on the CPU) holds every query coordinate's first and last allowed key.
+    `bounds` [2, queries] (int64, on the CPU) holds every query coordinate's first and last allowed key.
     """
 
     keys: int
@@ -46,7 +45,7 @@ class AxisBand:
 
     @staticmethod
     def of_segments(ids: Tensor, key_ids: Tensor) -> AxisBand:
-        """Keys with the query's id, for ``key_ids`` that never decrease ([Nq], [Nk]; integers)."""
+        """Keys with the query's id, for `key_ids` that never decrease ([Nq], [Nk]; integers)."""
         first = torch.searchsorted(key_ids, ids)
         return AxisBand(len(key_ids), torch.stack([first, torch.searchsorted(key_ids, ids, right=True) - 1]).cpu())
 
@@ -69,7 +68,7 @@ class Band:
 class AxisTile:
     """Query coordinates of one tile on one axis, the key coordinates they need, and which columns need a mask.
 
-    ``ends`` lists the masked columns as (start, stop, band relative to start); empty if every query sees every key.
+    `ends` lists the masked columns as (start, stop, band relative to start); empty if every query sees every key.
     """
 
     q: range
@@ -82,7 +81,7 @@ Seen = dict[tuple[tuple[int, ...], tuple[int, ...], int], Band]
 
 
 def tile_axis(axis: AxisBand, size: int) -> list[AxisTile]:
-    """Cut one axis into tiles of about ``size`` queries, within residue classes and not across jumps of the band."""
+    """Cut one axis into tiles of about `size` queries, within residue classes and not across jumps of the band."""
     seen: Seen = {}
     return [tile for residue in range(min(axis.step, axis.queries)) for tile in _tile_class(axis, residue, size, seen)]
 
@@ -120,7 +119,7 @@ def _band(bounds: Tensor, start: int, stop: int, seen: Seen) -> Band:
 
 
 def _cuts(lo: list[int], hi: list[int], jumps: list[int], size: int) -> list[tuple[int, int]]:
-    """Split rows where the band jumps (documents), join pieces too small to pay for a block, then cut to ``size``."""
+    """Split rows where the band jumps (documents), join pieces too small to pay for a block, then cut to `size`."""
     pieces: list[tuple[int, int, int, int]] = []
     for a, b in itertools.pairwise([0, *jumps, len(lo)]):
         piece = (a, b, min(lo[a:b]), max(hi[a:b]))
@@ -139,7 +138,7 @@ def _joined_is_cheaper(x: tuple[int, int, int, int], y: tuple[int, int, int, int
 
 
 def _even_cuts(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    """Cut [start, stop) into tiles of ``size``; a short remainder is spread so that no tile is tiny."""
+    """Cut [start, stop) into tiles of `size`; a short remainder is spread so that no tile is tiny."""
     count = max(-(-(stop - start) // size), 1)
     even = size if (stop - start) % size == 0 else -(-(stop - start) // count)
     even = min(-(-even // 8) * 8, size) if size >= 8 else even
@@ -179,7 +178,7 @@ class BandPlan:
     grid: tuple[int, ...]
     key_grid: tuple[int, ...]
     axes: list[list[AxisTile]]
-    masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+    masks: Masks = field(default_factory=Masks)
 
     def pairs(self) -> int:
         """Query-key pairs the engine computes, masked ones included."""
@@ -199,7 +198,7 @@ class BandPlan:
         return list(classes.values())
 
     def parts(self, tiles: tuple[AxisTile, ...], like: Tensor) -> list[Part]:
-        """The masked columns of the block of ``tiles`` (one an axis), on the device and in the dtype of ``like``."""
+        """The masked columns of the block of `tiles` (one an axis), on the device and in the dtype of `like`."""
         head, rest = tiles[0], tiles[1:]
         width = math.prod(len(t.k) for t in rest)
         if any(t.ends for t in rest):
@@ -208,14 +207,7 @@ class BandPlan:
         return [Part(a * width, b * width, self._mask((band, *bands), like)) for a, b, band in head.ends]
 
     def _mask(self, bands: tuple[Band, ...], like: Tensor) -> Tensor:
-        key = (*bands, like.dtype, like.device)
-        mask = self.masks.get(key)
-        if mask is None:
-            # Worker threads share the plan: two may make the same mask, none may rely on finding one.
-            if sum(m.nbytes for m in list(self.masks.values())) > MASK_CACHE_BYTES:
-                self.masks.clear()
-            mask = self.masks[key] = _additive(bands, like)
-        return mask
+        return self.masks((*bands, like.dtype, like.device), lambda: _additive(bands, like))
 
 
 def _additive(bands: Sequence[Band], like: Tensor) -> Tensor:
@@ -233,7 +225,7 @@ def _additive(bands: Sequence[Band], like: Tensor) -> Tensor:
 
 
 def plan_bands(axes: Sequence[AxisBand], tile: Sequence[int] | None = None, heads: int = 4) -> BandPlan:
-    """Plan a banded mask for ``heads`` heads; ``tile`` is the row tile's shape (default: the cheapest)."""
+    """Plan a banded mask for `heads` heads; `tile` is the row tile's shape (default: the cheapest)."""
     shape = tuple(tile) if tile is not None else choose_tile(axes, heads)
     tiles = [tile_axis(axis, size) for axis, size in zip(axes, shape, strict=True)]
     return BandPlan(tuple(x.queries for x in axes), tuple(x.keys for x in axes), tiles)

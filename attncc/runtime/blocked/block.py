@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ LOG2E = math.log2(math.e)
 SAFE_SCORE = 60.0
 # Smaller exponents (relative to the row maximum) weigh 0: denormal weights would slow the matrix product many times.
 LEAST_EXPONENT = -120.0
+MASK_CACHE_BYTES = 32 << 20
 
 
 class Where(NamedTuple):
@@ -36,26 +36,54 @@ class Where(NamedTuple):
 class ScoreMap:
     """A map on scaled scores, before the mask.
 
-    ``value(s, where)`` may overwrite ``s``; ``vjp(s, grad, where, grads)`` returns the gradient of ``s`` (it may
-    overwrite ``grad``) and adds the gradients of the run-time ``inputs`` to ``grads``; ``bound`` maps a bound of |s| to
-    one of |value|.
+    `value(s, where)` leaves `s` as it is; `vjp(s, grad, where, grads)` returns the gradient of `s` and adds those of the `trained`
+    tables to `grads`. `bound` is one of |value| for every s; `tables` are the float tables that it reads.
     """
 
     value: Callable[[Tensor, Where], Tensor]
     vjp: Callable[[Tensor, Tensor, Where, dict[str, Tensor]], Tensor]
-    bound: Callable[[float], float] = lambda bound: math.inf
-    inputs: dict[str, Tensor] = field(default_factory=dict)
+    bound: float = math.inf
+    tables: tuple[Tensor, ...] = ()
+    trained: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A normalizer without a row sum: weight ``value(s)`` and its derivative ``slope(s)``, both 0 at -inf.
+    """A normalizer without a row sum: weight `value(s)` and its derivative `slope(s)`, both 0 at -inf.
 
     Neither overwrites its argument.
     """
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
+
+
+class Masks:
+    """Additive masks made so far, at most `MASK_CACHE_BYTES` of them.
+
+    Worker threads share one: two may make the same mask, none may rely on finding one.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[object, Tensor] = {}
+
+    def __call__(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """The mask kept under `key`, made if there is none."""
+        mask = self._kept.get(key)
+        if mask is None:
+            if sum(m.nbytes for m in list(self._kept.values())) > MASK_CACHE_BYTES:
+                self._kept.clear()
+            mask = self._kept[key] = make()
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class TileMask:
+    """The mask of partial tiles, asked at every head where `by_head` says so, else at the first of those computed together."""
+
+    allowed: Callable[[Where], Tensor]
+    by_head: bool
+    made: Masks = field(default_factory=Masks)
 
 
 class Scratch:
@@ -67,7 +95,7 @@ class Scratch:
         self._views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def take(self, slot: str, shape: tuple[int, ...]) -> Tensor:
-        """An uninitialised tensor of ``shape``; it shares memory with what the slot gave before."""
+        """An uninitialised tensor of `shape`; it shares memory with what the slot gave before."""
         view = self._views.get((slot, shape))
         if view is None:
             size = math.prod(shape)
@@ -80,19 +108,19 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Rules:
-    """What turns scores into weights, the same for every block; ``bounded``: no score can overflow exp.
+    """What turns scores into weights, the same for every block.
 
-    ``like`` has the compute dtype and device; ``masks`` is for masks which blocks of one call share, ``lock``
-    guards the gradients of run-time inputs, which all blocks share.
+    `bounded`: no score can overflow exp. `finite`: no score is NaN or infinite, so that adding -inf masks it. `like` has the compute
+    dtype and device; `mask` is that of tile plans.
     """
 
     scale: float
     scores: ScoreMap | None
     pointwise: Pointwise | None
     bounded: bool
+    finite: bool
     like: Tensor
-    masks: dict[object, Tensor] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    mask: TileMask | None = None
     _local: threading.local = field(default_factory=threading.local)
 
     @property
@@ -106,7 +134,7 @@ class Rules:
         return self.scale * LOG2E if self.scores is None and self.pointwise is None else self.scale
 
     def scratch(self, slot: str, shape: tuple[int, ...]) -> Tensor:
-        """This thread's reused buffer ``slot``, uninitialised."""
+        """This thread's reused buffer `slot`, uninitialised."""
         if not hasattr(self._local, "scratch"):
             self._local.scratch = Scratch(self.like)
         buffers: Scratch = self._local.scratch
@@ -133,20 +161,18 @@ class Piece(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Row tiles with equal key counts: ``rows`` by name, each [*lead, rows, width]; ``lead`` regroups to Mk or Mv."""
+    """Row tiles with equal key counts: `rows` by name, each [*lead, rows, width]; `lead` regroups to Mk or Mv.
+
+    A piece may lie in scratch that the next one overwrites.
+    """
 
     rows: dict[str, Tensor]
-    pieces: list[Piece]
+    pieces: Iterable[Piece]
 
 
 def attend(rules: Rules, block: Block) -> None:
     """Fill rows "out" and (softmax) "lse", the natural log, from "q"."""
     out, lse = block.rows["out"], block.rows.get("lse")
-    if not block.pieces:
-        out.zero_()
-        if lse is not None:
-            lse.fill_(-math.inf)
-        return
     state = _State()
     for piece in block.pieces:
         s = _mapped(rules, _raw_scores(rules, block, piece, "scores"), piece)
@@ -154,7 +180,11 @@ def attend(rules: Rules, block: Block) -> None:
         if rules.pointwise is None:
             state.normalize(s, rules.bounded)
         state.accumulate(weights.view(piece.v.shape[0], -1, s.shape[-1]), piece.v)
-    assert state.acc is not None
+    if state.acc is None:
+        out.zero_()
+        if lse is not None:
+            lse.fill_(-math.inf)
+        return
     acc = state.acc.view(out.shape)
     if lse is None or state.total is None:
         out.copy_(acc)
@@ -174,7 +204,7 @@ class _State:
     peak: Tensor | None = None
 
     def normalize(self, s: Tensor, bounded: bool) -> None:
-        """Turn base-2 scores into weights, in place; without ``bounded`` relative to the running row maximum."""
+        """Turn base-2 scores into weights, in place; without `bounded` relative to the running row maximum."""
         if not bounded:
             self._shift(s)
         total = s.exp2_().sum(-1, keepdim=True)
@@ -195,7 +225,7 @@ class _State:
 
 
 def _raw_scores(rules: Rules, block: Block, piece: Piece, slot: str) -> Tensor:
-    """``factor`` q k^T of a block, [*lead, rows, columns]."""
+    """`factor` q k^T of a block, [*lead, rows, columns]."""
     q = block.rows["q"]
     matrices, columns = piece.k.shape[0], piece.k.shape[1]
     q2 = q.reshape(matrices, -1, q.shape[-1])
@@ -205,26 +235,32 @@ def _raw_scores(rules: Rules, block: Block, piece: Piece, slot: str) -> Tensor:
 
 
 def _mapped(rules: Rules, s: Tensor, piece: Piece) -> Tensor:
-    """Apply score map and mask (overwrites ``s``); scores of a softmax come out in base 2."""
+    """Scores after map and mask, those of a softmax in base 2; overwrites `s` where there is no map."""
     if rules.scores is not None:
         assert piece.where is not None
         s = rules.scores.value(s, piece.where)
         if rules.pointwise is None:
-            s = s.mul_(LOG2E)
-    for start, stop, mask in piece.parts:
-        s[..., start:stop].add_(mask)
+            s = s * LOG2E
+    _mask(rules, s, piece, -math.inf)
     return s
 
 
+def _mask(rules: Rules, s: Tensor, piece: Piece, value: float) -> None:
+    """Put -inf, or another `value`, where the mask says so. A NaN or infinite score has to be replaced."""
+    for start, stop, mask in piece.parts:
+        part = s[..., start:stop]
+        if rules.finite and value == -math.inf:
+            part.add_(mask)
+        else:
+            part.masked_fill_(mask < 0, value)
+
+
 def attend_backward(rules: Rules, block: Block, inputs: dict[str, Tensor]) -> None:
-    """Fill row "dq", add to every piece's dk and dv and to ``inputs``.
+    """Fill row "dq", add to every piece's dk and dv and to `inputs`.
 
     Needs rows "q" and "grad_out", for softmax also "out" and "lse" (+inf where no key is allowed), perhaps "grad_lse".
     """
     dq = block.rows["dq"]
-    if not block.pieces:
-        dq.zero_()
-        return
     grad_out, delta, lse = _row_gradients(rules, block)
     total: Tensor | None = None
     for piece in block.pieces:
@@ -237,7 +273,9 @@ def attend_backward(rules: Rules, block: Block, inputs: dict[str, Tensor]) -> No
         q = block.rows["q"]
         piece.dk.baddbmm_(ds.transpose(1, 2), q.reshape(matrices, -1, q.shape[-1]), alpha=rules.scale)
         total = torch.bmm(ds, piece.k) if total is None else total.baddbmm_(ds, piece.k)
-    assert total is not None
+    if total is None:
+        dq.zero_()
+        return
     torch.mul(total.view(dq.shape), rules.scale, out=dq)
 
 
@@ -268,7 +306,7 @@ def _score_gradients(
     """Weights of one piece and the gradient of its scaled scores, both [*lead, rows, columns]."""
     grad_out, delta, lse = rowwise
     raw = _raw_scores(rules, block, piece, "scores")
-    s = _mapped(rules, raw if rules.scores is None else raw.clone(), piece)
+    s = _mapped(rules, raw, piece)
     values, columns = piece.v.shape[0], piece.v.shape[1]
     ds = rules.scratch("grads", (values, s.numel() // (values * columns), columns))
     torch.bmm(grad_out.view(values, -1, grad_out.shape[-1]), piece.v.transpose(1, 2), out=ds)
@@ -282,6 +320,7 @@ def _score_gradients(
         ds.sub_(delta).mul_(weights)
     if rules.scores is not None:
         assert piece.where is not None
-        with rules.lock if inputs else nullcontext():
-            ds = rules.scores.vjp(raw, ds, piece.where, inputs)
+        ds = rules.scores.vjp(raw, ds, piece.where, inputs)
+        if not rules.finite:
+            _mask(rules, ds, piece, 0.0)
     return weights, ds

@@ -26,8 +26,8 @@ LEAST_TILES = 4
 
 
 @dataclass(frozen=True)
-class Operands:
-    """Tensors flattened to [B * heads, tokens, width]: ``rows`` are read and ``results`` written per query."""
+class HeadTensors:
+    """Tensors flattened to [B * heads, tokens, width]: `rows` are read and `results` written per query."""
 
     heads: tuple[int, int, int]
     rows: dict[str, Tensor]
@@ -36,13 +36,13 @@ class Operands:
     sums: dict[str, Tensor]
 
     def key_heads(self, name: str, heads: range) -> slice:
-        """The heads of key-side tensor ``name`` ("k", "v", "dk", "dv") which the query heads ``heads`` use."""
+        """The heads of key-side tensor `name` ("k", "v", "dk", "dv") which the query heads `heads` use."""
         group = self.heads[0] // self.heads[1 if name.endswith("k") else 2]
         return slice(heads.start // group, (heads.stop - 1) // group + 1)
 
 
 def head_chunks(heads: range, counts: tuple[int, int, int], most: int) -> list[range]:
-    """Equal shares of the query heads, at most ``most`` each, that cut no key or value head's group unevenly."""
+    """Equal shares of the query heads, at most `most` each, that cut no key or value head's group unevenly."""
     groups = (counts[0] // counts[1], counts[0] // counts[2])
     fair = [n for n in range(1, len(heads) + 1) if len(heads) % n == 0 and all(n % g == 0 or g % n == 0 for g in groups)]
     size = max((n for n in fair if n <= most), default=1)
@@ -69,13 +69,13 @@ class Strip:
         axis0 = slice(min(k.start for k in live), max(k.stop for k in live), self.plan.step) if live else slice(0, 0)
         return (heads, axis0, *(_slice(t.k) for t in self.rest))
 
-    def load(self, rules: Rules, operands: Operands) -> LoadedStrip:
+    def load(self, rules: Rules, operands: HeadTensors) -> LoadedStrip:
         """Copy or view the strip's tensors."""
         return LoadedStrip(rules, self, operands)
 
 
 def plan_strips(plan: BandPlan, heads: range, counts: tuple[int, int, int], workers: int) -> list[Strip]:
-    """Strips that cover the plan, enough of them to keep ``workers`` busy."""
+    """Strips that cover the plan, enough of them to keep `workers` busy."""
     rests = list(itertools.product(*plan.axes[1:]))
     most = max(len(t.q) * len(t.k) for t in plan.axes[0]) * max(math.prod(len(t.q) * len(t.k) for t in rest) for rest in rests)
     chunks = head_chunks(heads, counts, BLOCK_SCORES // max(min(most, MAX_KEYS * 128), 1))
@@ -91,9 +91,9 @@ def plan_strips(plan: BandPlan, heads: range, counts: tuple[int, int, int], work
 
 
 class LoadedStrip:
-    """A strip's tensors, each [heads, tokens, width] with axis 0 outermost; ``store`` brings results back."""
+    """A strip's tensors, each [heads, tokens, width] with axis 0 outermost; `store` brings results back."""
 
-    def __init__(self, rules: Rules, strip: Strip, operands: Operands) -> None:
+    def __init__(self, rules: Rules, strip: Strip, operands: HeadTensors) -> None:
         self.rules, self.strip, self.operands = rules, strip, operands
         self.row_width = math.prod(len(t.q) for t in strip.rest)
         self.key_width = math.prod(len(t.k) for t in strip.rest)
@@ -111,7 +111,7 @@ class LoadedStrip:
         return x.dim() == 3 and x.dtype == self.rules.dtype
 
     def _load(self, name: str, source: Tensor) -> Tensor:
-        """``source`` as one matrix a head, in the compute dtype; copied to scratch unless it is that already."""
+        """`source` as one matrix a head, in the compute dtype; copied to scratch unless it is that already."""
         if self._is_matrix(source):
             return source
         return self.rules.scratch(name, tuple(source.shape)).copy_(source).flatten(1, -2)
@@ -150,7 +150,7 @@ class LoadedStrip:
             yield Block(rows, [self._piece(tile, parts, first, a, b) for a, b in itertools.pairwise(cuts)])
 
     def _piece(self, tile: AxisTile, parts: list[Part], first: int, a: int, b: int) -> Piece:
-        """Columns [a, b) of the tile's key run, which begins at row ``first`` of the strip's keys."""
+        """Columns [a, b) of the tile's key run, which begins at row `first` of the strip's keys."""
         run = {name: x.narrow(1, first + a, b - a) for name, x in self.keys.items()}
         where = None if self.rules.scores is None else self._where(tile, a, b)
         return Piece(run["k"], run["v"], _clip(parts, a, b), where, run.get("dk"), run.get("dv"))

@@ -1,156 +1,203 @@
 """Visits a block mask given as lists: for every row tile, the key tiles to visit and which of them need the mask.
 
-Row tiles with equally many full and partial tiles are computed together; their key tiles are gathered whole.  Tokens
-are expected in tile order (``TileOrder``), so a tile is contiguous.
+Row tiles with equally many queries, full and partial tiles are computed together. Their queries are gathered by token; their key tiles
+are gathered whole, for keys lie in slot order (`Slots`), each tile contiguous.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from attncc.runtime.blocked.block import Block, Part, Piece, Rules, Where
-from attncc.runtime.blocked.strips import BLOCK_SCORES, MAX_KEYS, Operands, head_chunks, split_tokens
+from attncc.passes.tiles import Shape, ceildiv
+from attncc.runtime.blocked.block import Block, Part, Piece, Rules, TileMask, Where
+from attncc.runtime.blocked.strips import BLOCK_SCORES, MAX_KEYS, HeadTensors, head_chunks, split_tokens
 
-CACHED_MASKS = 8
-
-
-@dataclass(frozen=True)
-class TileOrder:
-    """Tokens in tile order: slot -> flat token, -1 for padding; [tiles * tile size] for queries and for keys."""
-
-    queries: Tensor
-    keys: Tensor
-
-    @staticmethod
-    def arrange(x: Tensor, slots: Tensor) -> Tensor:
-        """[B, H, tokens, width] -> [B, H, slots, width]; padding is 0, so that padded rows give no gradients."""
-        return x.index_select(2, slots.clamp(min=0)).index_fill_(2, (slots < 0).nonzero().flatten(), 0)
-
-    @staticmethod
-    def restore(x: Tensor, slots: Tensor, tokens: int) -> Tensor:
-        """The inverse of ``arrange``."""
-        slot = torch.empty(tokens, dtype=torch.int64, device=x.device)
-        used = (slots >= 0).nonzero().flatten()
-        slot[slots[used]] = used
-        return x.index_select(2, slot)
+Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class TilePlan:
-    """Visited key tiles of every row tile, in CSR form; equal for all heads the plan is used for.
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """The tokens of every tile of a grid, class-major: `tokens` [tiles, side], of which the first `counts` [tiles] count.
 
-    ``size`` is (queries, keys) of a tile.  ``starts`` [T + 1] and ``tiles`` [entries] list key tiles, ``full``
-    [entries] tells which need no mask (never one with padding).  ``allowed(where)`` is the mask, asked for partial
-    tiles only, at the first head of the plan's range.  ``queries`` and ``keys`` are the flat tokens of the slots (-1
-    for padding).
+    The rest repeat the tile's last token, so that what they hold is seen by no row that does not visit the tile.
     """
 
-    size: tuple[int, int]
-    starts: Tensor
-    tiles: Tensor
-    full: Tensor
-    queries: Tensor
-    keys: Tensor
-    allowed: Callable[[Where], Tensor]
+    tokens: Tensor
+    counts: Ints
+    total: int
+
+    @staticmethod
+    def of(lengths: Shape, order: Shape, sides: Shape, device: torch.device) -> Slots:
+        """Tiles with `sides` of a grid of some lengths, walked in `order` residue classes an axis."""
+        flat, valid = _tiled(lengths, order, sides)
+        places = np.argsort(~valid, axis=1, kind="stable")
+        counts = valid.sum(axis=1)
+        kept = np.minimum(np.arange(flat.shape[1]), np.maximum(counts - 1, 0)[:, None])
+        tokens = np.take_along_axis(flat, np.take_along_axis(places, kept, 1), 1)
+        return Slots(torch.from_numpy(np.where(counts[:, None] > 0, tokens, 0)).to(device), counts, math.prod(lengths))
+
+    @cached_property
+    def identical(self) -> bool:
+        """Whether slots are tokens."""
+        tokens = self.tokens.flatten()
+        return len(tokens) == self.total and bool((tokens == torch.arange(self.total, device=tokens.device)).all())
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Which slots count, [tiles, side]."""
+        counts = torch.from_numpy(self.counts).to(self.tokens.device)
+        return torch.arange(self.tokens.shape[1], device=counts.device) < counts[:, None]
+
+    @cached_property
+    def _slot_of(self) -> Tensor:
+        """Slot of every token."""
+        at = self.valid.flatten().nonzero().flatten()
+        return torch.empty_like(at).index_copy_(0, self.tokens.flatten()[at], at)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """[B, H, tokens, width] to [B, H, slots, width]."""
+        return x if self.identical else x.index_select(2, self.tokens.flatten())
+
+    def restore(self, x: Tensor) -> Tensor:
+        """The inverse of `arrange`."""
+        return x if self.identical else x.index_select(2, self._slot_of)
+
+
+def _tiled(lengths: Shape, order: Shape, sides: Shape) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Flat token of every slot, [tiles, side], and whether it lies on the grid."""
+    rank = len(lengths)
+    flat, valid = np.zeros((1,) * (3 * rank), np.int64), np.ones((1,) * (3 * rank), bool)
+    for a, (n, classes, side) in enumerate(zip(lengths, order, sides)):
+        sizes = (classes, ceildiv(ceildiv(n, classes), side), side)
+        residue, tile, offset = (np.arange(size).reshape(_along(a + i * rank, 3 * rank)) for i, size in enumerate(sizes))
+        at = (tile * side + offset) * classes + residue
+        flat, valid = flat * n + at, valid & (at < n)
+    width = math.prod(sides)
+    return flat.reshape(-1, width), valid.reshape(-1, width)
+
+
+def _along(axis: int, rank: int) -> list[int]:
+    return [-1 if i == axis else 1 for i in range(rank)]
+
+
+class Entries(NamedTuple):
+    """Key tiles of every row tile in compressed form."""
+
+    offsets: Ints
+    tiles: Ints
+
+    def row(self, i: int) -> Ints:
+        """The key tiles of one row tile."""
+        return self.tiles[self.offsets[i] : self.offsets[i + 1]]
+
+
+@dataclass(frozen=True, eq=False)
+class TilePlan:
+    """Visited key tiles of every row tile, the same for all heads that the plan is used for; only `partial` ones need the mask."""
+
+    queries: Slots
+    keys: Slots
+    full: Entries
+    partial: Entries
+    _runs: dict[object, list[TileRun]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Queries and keys of a tile."""
+        return self.queries.tokens.shape[1], self.keys.tokens.shape[1]
 
     def runs(self, heads: range, counts: tuple[int, int, int], workers: int) -> list[TileRun]:
-        """Row tiles grouped by (full, partial) counts, as many together as one block may hold."""
-        starts, order = self.starts.tolist(), self._full_first()
-        groups: dict[tuple[int, int], list[int]] = {}
-        full_before = [0, *self.full.cumsum(0).tolist()]
-        for row, (a, b) in enumerate(itertools.pairwise(starts)):
-            full = full_before[b] - full_before[a]
-            groups.setdefault((full, b - a - full), []).append(row)
-        return [
-            TileRun(self, chunk, part, torch.stack([order[starts[r] : starts[r + 1]] for r in part]), counted[0], heads)
-            for counted, rows in groups.items()
-            for chunk_size in [self._heads_per_block(heads, counts, sum(counted))]
-            for part in _split(rows, self._rows_per_block(heads, counts, sum(counted), workers))
-            for chunk in chunk_size
-        ]
+        """Row tiles grouped by their counts, as many together as one block may hold."""
+        key = (heads, counts, workers)
+        if key not in self._runs:
+            self._runs[key] = [run for group, rows in self._groups.items() for run in self._grouped(group, rows, heads, counts, workers)]
+        return self._runs[key]
 
-    def _full_first(self) -> Tensor:
-        """Key tiles with each row's full ones first."""
-        rows = torch.repeat_interleave(torch.arange(len(self.starts) - 1, device=self.tiles.device), self.starts.diff())
-        return self.tiles[torch.argsort(rows * 2 + (~self.full).long(), stable=True)]
+    @cached_property
+    def _groups(self) -> dict[tuple[int, int, int], list[int]]:
+        """Row tiles by their numbers of queries, full and partial key tiles."""
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        counts = (self.queries.counts, np.diff(self.full.offsets), np.diff(self.partial.offsets))
+        for row, group in enumerate(zip(*(c.tolist() for c in counts))):
+            if group[0]:
+                groups.setdefault(group, []).append(row)
+        return groups
 
-    def _pairs(self, count: int) -> int:
-        return max(self.size[0] * min(count * self.size[1], MAX_KEYS), 1)
-
-    def _heads_per_block(self, heads: range, counts: tuple[int, int, int], count: int) -> list[range]:
-        return head_chunks(heads, counts, BLOCK_SCORES // self._pairs(count))
-
-    def _rows_per_block(self, heads: range, counts: tuple[int, int, int], count: int, workers: int) -> int:
-        """One where key and value heads differ: the product with v could not regroup the rows of several tiles."""
-        if counts[1] != counts[2] or count == 0:
-            return 1 if count else len(self.starts)
-        chunk = len(self._heads_per_block(heads, counts, count)[0])
-        share = -(-(len(self.starts) - 1) // (2 * workers))
-        return max(min(BLOCK_SCORES // (chunk * self._pairs(count)), share), 1)
+    def _grouped(
+        self, group: tuple[int, int, int], rows: list[int], heads: range, counts: tuple[int, int, int], workers: int
+    ) -> Iterator[TileRun]:
+        queries, full, partial = group
+        pairs = max(queries * min((full + partial) * self.size[1], MAX_KEYS), 1)
+        chunks = head_chunks(heads, counts, BLOCK_SCORES // pairs)
+        # Where key and value heads differ, the product with v cannot regroup the rows of several tiles.
+        together = 1 if counts[1] != counts[2] else max(min(BLOCK_SCORES // (len(chunks[0]) * pairs), -(-len(rows) // workers)), 1)
+        for i in range(0, len(rows), together):
+            part = rows[i : i + together]
+            tokens = self.queries.tokens[part[0] : part[0] + 1] if len(part) == 1 else self.queries.tokens[part]
+            columns = np.stack([np.concatenate([self.full.row(r), self.partial.row(r)]) for r in part])
+            on_device = torch.from_numpy(columns).to(tokens.device)
+            yield from (TileRun(self, chunk, tokens[:, :queries], on_device, full, (heads.start, part[0])) for chunk in chunks)
 
 
-def _split(rows: list[int], size: int) -> list[list[int]]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TileRun:
-    """Row tiles ``rows`` for some heads, with key tiles ``columns`` [rows, count], the first ``full`` unmasked."""
+    """Row tiles of `tokens` [tiles, queries] for some heads, with key tiles `columns` [tiles, count], the first `full` unmasked."""
 
     plan: TilePlan
     heads: range
-    rows: list[int]
+    tokens: Tensor
     columns: Tensor
     full: int
-    all_heads: range
+    name: tuple[int, int]
 
-    def load(self, rules: Rules, operands: Operands) -> LoadedRun:
+    def load(self, rules: Rules, operands: HeadTensors) -> LoadedRun:
         """Gather the rows."""
         return LoadedRun(rules, self, operands)
 
 
 class LoadedRun:
-    """The row tensors of a run, [key heads, tiles, group, rows, width]; keys are gathered piece by piece."""
+    """The row tensors of a run, [key heads, tiles, group, queries, width]; keys are gathered piece by piece."""
 
-    def __init__(self, rules: Rules, run: TileRun, operands: Operands) -> None:
+    def __init__(self, rules: Rules, run: TileRun, operands: HeadTensors) -> None:
         self.rules, self.run, self.operands = rules, run, operands
         keys = operands.key_heads("k", run.heads)
         self.key_heads = keys.stop - keys.start
-        self.index = torch.tensor(run.rows, device=rules.like.device)
+        self.index = run.tokens.flatten()
         self.rows = {name: self._gather(x) for name, x in operands.rows.items()}
         self._results: list[tuple[Tensor, Tensor]] = []
         self.rows |= {name: self._result(name, x) for name, x in operands.results.items()}
         self._sums: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def _tiled(self, x: Tensor) -> Tensor:
-        return split_tokens(x[self.run.heads.start : self.run.heads.stop], (-1, self.run.plan.size[0]))
+    def _heads(self, x: Tensor) -> Tensor:
+        return x[self.run.heads.start : self.run.heads.stop]
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """[heads, tiles * queries, width] to [key heads, tiles, group, queries, width]."""
+        return x.view(self.key_heads, -1, *self.run.tokens.shape, x.shape[-1]).transpose(1, 2)
 
     def _gather(self, x: Tensor) -> Tensor:
-        tiles = self._tiled(x).index_select(1, self.index).to(self.rules.dtype)
-        return tiles.view(self.key_heads, -1, *tiles.shape[1:]).transpose(1, 2)
+        return self._grouped(self._heads(x).index_select(1, self.index).to(self.rules.dtype))
 
     def _result(self, name: str, x: Tensor) -> Tensor:
-        shape = (
-            self.key_heads,
-            len(self.run.rows),
-            len(self.run.heads) // self.key_heads,
-            self.run.plan.size[0],
-            x.shape[-1],
-        )
-        copy = self.rules.scratch(name, shape)
-        self._results.append((self._tiled(x), copy))
+        tiles, queries = self.run.tokens.shape
+        copy = self.rules.scratch(name, (self.key_heads, tiles, len(self.run.heads) // self.key_heads, queries, x.shape[-1]))
+        self._results.append((self._heads(x), copy))
         return copy
 
     def store(self) -> None:
         """Bring row results to their places."""
         for target, copy in self._results:
-            target.index_copy_(1, self.index, copy.transpose(1, 2).flatten(0, 1).to(target.dtype))
+            source = copy.transpose(1, 2).reshape(target.shape[0], -1, copy.shape[-1])
+            target.index_copy_(1, self.index, source.to(target.dtype))
 
     def add_sums(self) -> None:
         """Add the key-side sums; runs that share heads must not do so at once."""
@@ -161,64 +208,54 @@ class LoadedRun:
         """One block, its key tiles in pieces of at most MAX_KEYS columns."""
         count = self.run.columns.shape[1]
         step = max(MAX_KEYS // self.run.plan.size[1], 1)
-        yield Block(self.rows, [self._piece(a, min(a + step, count)) for a in range(0, count, step)])
+        yield Block(self.rows, (self._piece(a, min(a + step, count)) for a in range(0, count, step)))
 
     def _piece(self, a: int, b: int) -> Piece:
         columns = self.run.columns[:, a:b]
         index = columns.flatten()
-        k, v = (self._key_tiles(name, x, index, a) for name, x in self.operands.keys.items())
+        k, v = (self._key_tiles(name, x, index) for name, x in self.operands.keys.items())
         dk, dv = None, None
         if self.operands.sums:
             dk, dv = (self._own_sum(name, x, index, a) for name, x in self.operands.sums.items())
         full = max(self.run.full - a, 0)
-        parts = [] if full >= b - a else [self._part(columns[:, full:], full * self.run.plan.size[1], (a, b))]
-        where = None if self.rules.scores is None else self._where(columns)
+        parts = [] if full >= b - a else [self._part(columns[:, full:], full, (a, b))]
+        where = None if self.rules.scores is None else self._where(columns, self.run.heads)
         return Piece(k, v, parts, where, dk, dv)
 
-    def _key_tiles(self, name: str, x: Tensor, index: Tensor, a: int) -> Tensor:
-        """Key tiles of ``x`` as [key heads * row tiles, columns, width]."""
+    def _key_tiles(self, name: str, x: Tensor, index: Tensor) -> Tensor:
+        """Key tiles of `x` as [key heads * row tiles, columns, width]."""
         tiles = self._tile_rows(name, x)
         shape = (tiles.shape[0], len(index), tiles.shape[2])
-        gathered = torch.index_select(tiles, 1, index, out=self.rules.scratch(f"{name}{a}", shape))
-        return gathered.view(tiles.shape[0] * len(self.run.rows), -1, x.shape[-1])
+        gathered = torch.index_select(tiles, 1, index, out=self.rules.scratch(name, shape))
+        return gathered.view(tiles.shape[0] * len(self.run.tokens), -1, x.shape[-1])
 
     def _own_sum(self, name: str, x: Tensor, index: Tensor, a: int) -> Tensor:
         tiles = self._tile_rows(name, x)
         own = self.rules.scratch(f"{name}{a}", (tiles.shape[0], len(index), tiles.shape[2])).zero_()
         self._sums.append((tiles, index, own))
-        return own.view(tiles.shape[0] * len(self.run.rows), -1, x.shape[-1])
+        return own.view(tiles.shape[0] * len(self.run.tokens), -1, x.shape[-1])
 
     def _tile_rows(self, name: str, x: Tensor) -> Tensor:
         """[heads, tiles, tile size * width]: gathered row-wise, a tile is one long row."""
         return split_tokens(x[self.operands.key_heads(name, self.run.heads)], (-1, self.run.plan.size[1])).flatten(2)
 
-    def _part(self, columns: Tensor, start: int, piece: tuple[int, int]) -> Part:
-        """The mask of the partial key tiles ``columns`` [row tiles, count]; a few are kept for the other heads."""
-        masks, key = self.rules.masks, (id(self.run.plan), self.run.all_heads.start, self.run.rows[0], *piece)
-        mask = masks.get(key)
-        if mask is None:
-            if len(masks) >= CACHED_MASKS:
-                masks.clear()
-            mask = masks[key] = self._mask(columns)
-        return Part(start, start + mask.shape[-1], mask)
+    def _part(self, columns: Tensor, full: int, piece: tuple[int, int]) -> Part:
+        """The mask of the partial key tiles `columns` [row tiles, count], which stand behind `full` others."""
+        mask, size, heads = self.rules.mask, self.run.plan.size[1], self.run.heads
+        assert mask is not None
+        seen_by = heads if mask.by_head else heads[:1]
+        key = (*self.run.name, len(self.run.tokens), *piece, seen_by if mask.by_head else None, self.rules.dtype)
+        return Part(full * size, (full + columns.shape[1]) * size, mask.made(key, lambda: self._mask(mask, columns, seen_by)))
 
-    def _mask(self, columns: Tensor) -> Tensor:
-        q, k = self._positions(columns)
-        first = torch.tensor(self.run.all_heads.start, device=q.device)
-        query_heads = self.operands.heads[0]
-        allowed = self.run.plan.allowed(Where(first // query_heads, first % query_heads, q.clamp(min=0), k.clamp(min=0))) & (k >= 0)
-        zero = self.rules.like.new_zeros(())
-        return torch.where(allowed, zero, zero - math.inf).expand(len(self.run.rows), 1, self.run.plan.size[0], k.shape[-1])
+    def _mask(self, mask: TileMask, columns: Tensor, heads: range) -> Tensor:
+        valid = self.run.plan.keys.valid[columns].flatten(1)[:, None, None, :]
+        allowed = mask.allowed(self._where(columns, heads)) & valid
+        return torch.full(allowed.shape, -math.inf, dtype=self.rules.dtype, device=allowed.device).masked_fill_(allowed, 0.0)
 
-    def _where(self, columns: Tensor) -> Where:
-        q, k = self._positions(columns)
-        h = torch.arange(self.run.heads.start, self.run.heads.stop, device=q.device).view(self.key_heads, 1, -1, 1, 1)
-        query_heads = self.operands.heads[0]
-        return Where(h // query_heads, h % query_heads, q.clamp(min=0), k.clamp(min=0))
-
-    def _positions(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of the rows [tiles, 1, rows, 1] and of ``columns`` [tiles, 1, 1, keys]."""
-        plan = self.run.plan
-        q = plan.queries.view(-1, plan.size[0])[self.index][:, None, :, None]
-        k = plan.keys.view(-1, plan.size[1])[columns].flatten(1)[:, None, None, :]
-        return q, k
+    def _where(self, columns: Tensor, heads: range) -> Where:
+        """Heads [key heads, 1, group, 1, 1], rows [tiles, 1, queries, 1] and keys [tiles, 1, 1, columns]."""
+        plan, query_heads = self.run.plan, self.operands.heads[0]
+        h = torch.arange(heads.start, heads.stop, device=columns.device)
+        h = h.view(self.key_heads if len(heads) > 1 else 1, 1, -1, 1, 1)
+        k = plan.keys.tokens[columns].flatten(1)[:, None, None, :]
+        return Where(h // query_heads, h % query_heads, self.run.tokens[:, None, :, None], k)

@@ -23,7 +23,7 @@ def worker_count(device: torch.device) -> int:
 
 
 def run_tasks(tasks: Sequence[Callable[[], None]], workers: int) -> None:
-    """Run ``tasks``, started in order; returns when all are done, raising the first error."""
+    """Run `tasks`, started in order; returns when all are done, raising the first error."""
     if workers == 1 or len(tasks) == 1:
         for task in tasks:
             task()
@@ -42,7 +42,7 @@ def _run(task: Callable[[], None], inference: bool) -> None:
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """The pool of this process (threads do not survive a fork) with ``workers`` threads."""
+    """The pool of this process (threads do not survive a fork) with `workers` threads."""
     key = (os.getpid(), workers)
     with _pools_lock:
         if key not in _pools:

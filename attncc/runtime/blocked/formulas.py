@@ -1,0 +1,163 @@
+"""Score maps, weights and masks of a plan's graph as functions of a block's positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncc.ir.arrays import Arrays, torch_arrays
+from attncc.ir.derivatives import derivative
+from attncc.ir.expr import Expr, Kind, Op, const, nodes, tables
+from attncc.ir.graph import Graph, GraphOp
+from attncc.ir.intervals import interval
+from attncc.ir.rows import SCORE
+from attncc.ir.values import evaluate, evaluate_all
+from attncc.passes.tiles import Shape
+from attncc.runtime.blocked.block import Pointwise, ScoreMap, Where
+from attncc.runtime.operands import Operands
+
+Env = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Places:
+    """What expressions see of positions: coordinates within a residue class (`order` classes an axis), lengths and tables."""
+
+    query: Shape
+    key: Shape
+    order: Shape
+    known: Mapping[str, Any]
+    arrays: Arrays
+
+    @staticmethod
+    def of(graph: Graph, operands: Operands) -> Places:
+        """The places of one call."""
+        known = {**operands.lengths, **operands.tables}
+        return Places(operands.query, operands.key, graph.order, known, torch_arrays(operands.compute))
+
+    def env(self, where: Where) -> Env:
+        """Variables and tables at some positions."""
+        found: Env = {"b": where.b, "h": where.h, **self.known}
+        for side, tokens, lengths in (("q", where.q, self.query), ("k", where.k, self.key)):
+            for a, at in enumerate(_coordinates(tokens, lengths)):
+                classes = self.order[a]
+                found[f"{side}{a}"] = at if classes == 1 else at // classes
+                if side == "q":
+                    found[f"r{a}"] = 0 if classes == 1 else at % classes
+        return found
+
+    def allowed(self, predicate: Expr, where: Where) -> Tensor:
+        """Which pairs a mask keeps; broadcasts to their shape."""
+        return torch.as_tensor(evaluate(predicate, self.env(where), self.arrays), device=where.q.device)
+
+
+def _coordinates(tokens: Tensor, lengths: Shape) -> list[Tensor]:
+    """Grid coordinates of flat tokens."""
+    found = []
+    for n in reversed(lengths[1:]):
+        found.append(tokens % n)
+        tokens = tokens // n
+    return [tokens, *reversed(found)]
+
+
+# ---- score maps ------------------------------------------------------------------------------------------------------------------
+
+
+def score_map(graph: Graph, operands: Operands) -> ScoreMap | None:
+    """The maps of a graph, one after the other; None where there is none."""
+    maps = tuple(n["value"] for n in graph.find(GraphOp.MAP))
+    if not maps:
+        return None
+    read = {t.name: operands.tables[t.name] for t in tables(*maps) if t.kind is Kind.FLOAT}
+    trained = {name: x for name, x in read.items() if name in operands.trained}
+    chain = _Chain(maps, Places.of(graph, operands), operands.compute)
+    return ScoreMap(chain.value, chain.vjp, _bound(maps), tuple(read.values()), trained)
+
+
+@lru_cache(maxsize=256)
+def _bound(maps: tuple[Expr, ...]) -> float:
+    """What the maps bound scores of any size to; infinity where intervals prove nothing."""
+    low, high = const(-math.inf), const(math.inf)
+    for value in maps:
+        low, high = interval(value, {"s": (low, high)})
+        if low.op is not Op.CONST or high.op is not Op.CONST:
+            return math.inf
+    return max(abs(float(low.value)), abs(float(high.value)))
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Maps applied left to right to scaled scores of `dtype`."""
+
+    maps: tuple[Expr, ...]
+    places: Places
+    dtype: torch.dtype
+
+    def value(self, s: Tensor, where: Where) -> Tensor:
+        """The mapped scores."""
+        env = self.places.env(where)
+        for value in self.maps:
+            s = self._mapped(value, s, env)
+        return s
+
+    def _mapped(self, value: Expr, s: Tensor, env: Env) -> Tensor:
+        mapped: Tensor = evaluate(value, {**env, "s": s}, self.places.arrays)
+        return mapped.to(self.dtype)
+
+    def vjp(self, s: Tensor, grad: Tensor, where: Where, grads: Mapping[str, Tensor]) -> Tensor:
+        """The gradient of the scaled scores from that of the mapped ones; adds those of trained tables to `grads`."""
+        env, chain = self.places.env(where), [s]
+        for value in self.maps[:-1]:
+            chain.append(self._mapped(value, chain[-1], env))
+        for value, before in zip(reversed(self.maps), reversed(chain)):
+            reads = _reads(value, frozenset(grads))
+            slopes = evaluate_all([_slope(value, x) for x in (SCORE, *reads)], {**env, "s": before}, self.places.arrays)
+            for read, slope in zip(reads, slopes[1:]):
+                index = evaluate_all(read.args, env, self.places.arrays)
+                _scatter(grads[read.value.name], index, grad * slope)
+            grad = grad if _is_one(slopes[0]) else (grad * slopes[0]).to(self.dtype)
+        return grad
+
+
+@lru_cache(maxsize=1024)
+def _slope(value: Expr, leaf: Expr) -> Expr:
+    return derivative(value, leaf)
+
+
+@lru_cache(maxsize=1024)
+def _reads(value: Expr, names: frozenset[str]) -> tuple[Expr, ...]:
+    """Reads of the trained tables in an expression."""
+    return tuple(n for n in nodes(value) if n.op is Op.LOAD and n.value.name in names)
+
+
+def _is_one(slope: Any) -> bool:
+    return not isinstance(slope, Tensor) and slope == 1.0
+
+
+def _scatter(total: Tensor, index: Sequence[Any], grad: Tensor) -> None:
+    """Adds the gradient of every pair to the table entry that it read; pairs that read one entry together are summed first."""
+    at = torch.zeros((), dtype=torch.int64, device=total.device)
+    for i, n in zip(index, total.shape):
+        at = at * n + torch.as_tensor(i, device=total.device).clamp(0, n - 1)
+    at = at.view((1,) * (grad.dim() - at.dim()) + at.shape)
+    summed = grad.sum_to_size(at.shape) if at.shape != grad.shape else grad
+    total.view(-1).index_add_(0, at.flatten(), summed.flatten().to(total.dtype))
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------------------
+
+
+def pointwise(graph: Graph, operands: Operands) -> Pointwise | None:
+    """The weights of a normalizer without a row sum; None for a softmax."""
+    node = graph.find(GraphOp.WEIGHTS)[0]
+    if node["row_class"] == "softmax":
+        return None
+    weight, slope = node["weight"], _slope(node["weight"], SCORE)
+    arrays = torch_arrays(operands.compute)
+    return Pointwise(lambda s: evaluate(weight, {"s": s}, arrays), lambda s: evaluate(slope, {"s": s}, arrays))

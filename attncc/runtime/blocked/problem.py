@@ -1,0 +1,36 @@
+"""A call as the engine takes it: which blocks are visited, under which mask, and what turns scores into weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from math import prod
+
+from attncc.ir.graph import GraphOp
+from attncc.passes.plan import KernelPlan
+from attncc.passes.tiles import BoundMask, Shape, bind
+from attncc.runtime.blocked.attention import Problem
+from attncc.runtime.blocked.banded import band_plans
+from attncc.runtime.blocked.formulas import pointwise, score_map
+from attncc.runtime.blocked.listed import tile_plans
+from attncc.runtime.operands import Operands
+
+
+def problem(kernel: KernelPlan, operands: Operands) -> Problem:
+    """The problem of a call. Without queries or without keys it visits nothing."""
+    graph, q, k, v = kernel.graph, operands.q, operands.k, operands.v
+    heads, scale = (q.shape[1], k.shape[1], v.shape[1]), float(graph.find(GraphOp.SCORES)[0]["scale"])
+    nothing = Problem(heads, (), scale, score_map(graph, operands), pointwise(graph, operands))
+    if not prod(q.shape[:3]) or not prod(k.shape[:3]):
+        return nothing
+    mask = _bound(kernel, operands.query, operands.key)
+    bands = band_plans(kernel, mask, operands)
+    if bands is not None:
+        return replace(nothing, plans=bands)
+    plans, partial_mask = tile_plans(kernel, mask, operands)
+    return replace(nothing, plans=plans, mask=partial_mask)
+
+
+@lru_cache(maxsize=64)
+def _bound(kernel: KernelPlan, query: Shape, key: Shape) -> BoundMask:
+    return bind(kernel.graph, query, key)

@@ -1,0 +1,104 @@
+"""Random specs, of the whole vocabulary, compiled for the CPU and run forward and backward, against the float64 oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import attncc
+from attncc import AttentionSpec, pipeline
+from tests.oracle import attention, dense_in_dtype
+from tests.runtime.cases import gradients
+from tests.strategies import Case, Sizes, cases, matmul_tiles
+
+SIZES = Sizes(tokens=96, longest=96)
+PIECES = {"MAX_KEYS": 20, "BLOCK_SCORES": 2000}
+quiet = settings(suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def runs(draw: st.DrawFn, dtype: str) -> tuple[Case, attncc.Kernel]:
+    """A case and its kernel, with tiles of its own in most of them."""
+    case = draw(cases(SIZES, (dtype,)))
+    spec = AttentionSpec.model_validate(case.spec)
+    plan = None
+    if draw(st.sampled_from([True, True, False])):
+        rank = len(case.grids[0])
+        plan = pipeline.plan(spec, "cpu", draw(matmul_tiles(rank)), draw(matmul_tiles(rank)))
+    return case, attncc.compile(spec, "cpu", plan=plan)
+
+
+class Compared:
+    """Results and gradients of a kernel, and the oracle's."""
+
+    def __init__(self, case: Case, kernel: attncc.Kernel, dtype: torch.dtype) -> None:
+        self.case, self.kernel = case, kernel
+        q, k, v, inputs = case.inputs(dtype)
+        # A table is no input where its read was simplified away, as in t[q] <= t[q].
+        self.inputs: Any = {name: x for name, x in inputs.items() if name in kernel._signature.names}
+        self.all_inputs = inputs
+        named = {"q": q, "k": k, "v": v, **self.inputs}
+        self.leaves = {name: x.requires_grad_() for name, x in named.items() if x.is_floating_point()}
+        self.tensors = (q, k, v)
+
+    def got(self) -> dict[str, Tensor]:
+        spec = self.kernel.spec
+        tokens: dict[str, Any] = {}
+        if spec.grid.rank > 1:
+            query, key = self.case.grids
+            tokens = ({"tokens": query} if None in spec.tokens else {}) | ({"key_tokens": key} if None in (spec.key_tokens or ()) else {})
+        q, k, v = self.tensors
+        out = self.kernel(q, k, v, **self.inputs, **tokens)
+        return dict(zip(spec.outputs, out if isinstance(out, tuple) else (out,)))
+
+    def wanted(self) -> dict[str, Tensor]:
+        found = attention(self.case.concrete, *self.tensors, self.all_inputs)
+        return {name: found[name] for name in self.kernel.spec.outputs}
+
+
+def relative(got: Tensor, want: Tensor) -> tuple[float, float]:
+    """Relative error over all, and of the worst row; a row much smaller than its kind is measured by the kind."""
+    got, want = got.detach().double(), want.detach()
+    difference, size = (got - want).norm(dim=-1), want.norm(dim=-1)
+    floor = max(float(size.square().mean().sqrt()) / 10, 1e-30)
+    return float(difference.norm() / max(float(size.norm()), 1e-30)), float((difference / size.clamp(min=floor)).max())
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks so small that these grids take several: of rows, of strips, of pieces of keys."""
+    for module, names in (("bands", {"MIN_ROWS": 8, "MAX_ROWS": 24, "OVERHEAD_PAIRS": 64}), ("strips", PIECES), ("tiles", PIECES)):
+        for name, value in names.items():
+            monkeypatch.setattr(f"attncc.runtime.blocked.{module}.{name}", value)
+
+
+@settings(quiet, max_examples=150)
+@given(runs("float64"))
+def test_float64_forward_and_backward(poisoned: None, small_blocks: None, run: tuple[Case, attncc.Kernel]) -> None:
+    compared = Compared(*run, torch.float64)
+    got, want = compared.got(), compared.wanted()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12)
+    ours, theirs = gradients(got, compared.leaves), gradients(want, compared.leaves)
+    for name, value in theirs.items():
+        assert float((ours[name] - value).norm()) <= 1e-9 * max(float(value.norm()), 1.0), name
+
+
+@settings(quiet, max_examples=100)
+@given(runs("float32"))
+def test_float32_forward(poisoned: None, run: tuple[Case, attncc.Kernel]) -> None:
+    compared = Compared(*run, torch.float32)
+    got, want = compared.got(), compared.wanted()
+    dense = dense_in_dtype(run[0].concrete, *compared.tensors, compared.all_inputs)["output"]
+    overall, worst = relative(got["output"], want["output"])
+    assert overall <= 1e-5
+    assert worst <= max(1e-5, 8 * relative(dense, want["output"])[1])
+    if "lse" in want:
+        assert torch.equal(got["lse"] == -torch.inf, want["lse"] == -torch.inf)
+        finite = want["lse"] != -torch.inf
+        assert ((got["lse"] - want["lse"])[finite].abs() <= 1e-5 * want["lse"][finite].abs().clamp(min=1)).all()
