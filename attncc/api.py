@@ -24,12 +24,12 @@ def compile(spec: AttentionSpec, target: str = "auto", plan: Plan | None = None)
 
     Args:
         spec: what to compute.
-        target: a name from `attncc.targets`, or "auto": the first visible GPU, cpu without one. A kernel made with "auto" runs torch
-            on tensors that are on no GPU; one made for a GPU refuses them (unless TRITON_INTERPRET=1).
+        target: a name from `attncc.targets`, a target's file, or "auto": the first visible GPU, cpu without one. A kernel made with
+            "auto" runs torch on tensors that are on no GPU; one made for a GPU refuses them (unless TRITON_INTERPRET=1).
         plan: a plan to follow, say one that was committed; default: the best one that the passes find.
 
     Raises:
-        TargetError: an unknown target.
+        TargetError: an unknown target, or a file that is refused.
         UnsupportedError: what the target cannot do, why, and the nearest spec that it can.
         PlanError: a plan that was made for another spec or target.
         CacheError: a cached file that is not what attncc wrote.

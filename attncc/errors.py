@@ -31,7 +31,7 @@ class UnsupportedError(AttnccError, NotImplementedError):
 
 
 class TargetError(AttnccError, ValueError):
-    """An unknown target."""
+    """An unknown target, or a description of one that is impossible; names the field."""
 
 
 class InputError(AttnccError, ValueError):

@@ -33,7 +33,7 @@ def plan(
 
     Args:
         spec: what to compute.
-        target: a name from `attncc.targets`.
+        target: a name from `attncc.targets`, or a target's file.
         q_tile, k_tile: tile shapes to insist on.
         watch: called with every step's name and graph.
 
@@ -55,7 +55,7 @@ def plan(
     graph = step("tile", tile(graph, record, q_tile, k_tile), Stage.FUSED)
     graph = step("choose views", choose_views(graph, record), Stage.FUSED)
     graph = step("schedule", schedule(graph), Stage.PLANNED)
-    return make_plan(graph, spec.digest, target)
+    return make_plan(graph, spec.digest, record.name)
 
 
 def check(given: Plan, spec: AttentionSpec, target: str) -> Plan:
@@ -66,8 +66,8 @@ def check(given: Plan, spec: AttentionSpec, target: str) -> Plan:
     Raises:
         PlanError: another spec's or target's plan, or one that says what no pass would.
     """
-    given.check(spec.digest, target)
     record = target_record(target)
+    given.check(spec.digest, record.name)
     graph = fuse(canonicalize(order_tokens(lower(spec))))
     bodies = [(n["name"], n["body"]) for n in graph.find(GraphOp.KERNEL)]
     if bodies != [(k.name, k.graph) for k in given.kernels]:
@@ -80,12 +80,12 @@ def check(given: Plan, spec: AttentionSpec, target: str) -> Plan:
         k = chosen[n["name"]]
         return n.with_attrs(q_tile=k.q_tile, k_tile=k.k_tile, num_warps=k.num_warps, num_stages=k.num_stages)
 
-    made = make_plan(schedule(choose_views(graph.rewrite(tiled), record)), spec.digest, target)
+    made = make_plan(schedule(choose_views(graph.rewrite(tiled), record)), spec.digest, record.name)
     for ours, theirs in zip(made.kernels, given.kernels):
         if ours.body != theirs.body or (theirs.block_mask == "ranges" and ours.block_mask != "ranges"):
             raise PlanError(f"plan: block_mask {theirs.block_mask!r} of {theirs.name} cannot describe the mask")
         if [v.operand for v in ours.views] != [v.operand for v in theirs.views] or _boxes(theirs) - _boxes(ours):
-            raise PlanError(f"plan: views of {theirs.name} that {target} or its tiles do not allow")
+            raise PlanError(f"plan: views of {theirs.name} that {record.name} or its tiles do not allow")
     return given
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from attncc.cli import bench, cache, compile, environment, explain, simulate, specs, verify
+from attncc.cli import bench, cache, compile, environment, explain, simulate, specs, targets, verify
 from attncc.errors import AttnccError
 
 
@@ -42,6 +42,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compile": compile.compile,
     "verify": verify.verify,
     "bench": bench.bench,
+    "targets": targets.targets,
     "env": environment.environment,
 }
 for _name, _command in _COMMANDS.items():

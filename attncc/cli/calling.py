@@ -16,6 +16,7 @@ from attncc.runtime.kernel import Kernel
 from attncc.runtime.sample import sample
 from attncc.runtime.signature import signature
 from attncc.spec.attention import AttentionSpec
+from attncc.targets import target as target_record
 
 
 @dataclass(frozen=True)
@@ -57,5 +58,5 @@ def prepared(spec: AttentionSpec, target: str, lengths: Lengths, batch: int, see
     """
     query, key = known_grid(spec, lengths)
     kernel = api.compile(spec, target)
-    device = torch.device("cuda" if torch.cuda.is_available() and kernel.plan.target != "cpu" else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and target_record(kernel.plan.target).backend != "cpu" else "cpu")
     return Call(kernel, sample(signature(kernel.plan.kernels[0].graph, spec.grid.shared), query, key, batch, seed, device), query, key)

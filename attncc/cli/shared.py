@@ -24,7 +24,7 @@ SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="a .json or .yaml 
 Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on standard output")]
 DEFAULT_TARGET = "sm_90"
 PIPE_WIDTH = 120
-TargetName = Annotated[str, typer.Option("--target", "-t", help="a device that attncc plans for: h100, sm_90, mi300x, cpu, ...")]
+TargetName = Annotated[str, typer.Option("--target", "-t", help="h100, sm_90, mi300x, cpu, ..., or a .json file (see: attncc targets)")]
 
 
 def _sides(text: str) -> tuple[int, ...]:

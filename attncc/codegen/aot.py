@@ -16,14 +16,14 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from attncc.codegen.signature import Specialization
 from attncc.errors import AttnccError
-from attncc.targets import Target
+from attncc.targets import Target, limits
 
 TENSOR_COLUMNS = 512
 """Columns of tensor memory of one multiprocessor (sm_100); Triton emits a kernel that traps where it needs more."""
@@ -121,7 +121,7 @@ def compile_in_subprocess(jobs: Sequence[Job], timeout: float = 600.0) -> list[A
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "attncc.codegen.aot"]
-    text = json.dumps([asdict(job) for job in jobs], default=str)
+    text = json.dumps([asdict(replace(job, target=limits(job.target))) for job in jobs], default=str)
     done = subprocess.run(command, input=text, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode != 0:
         raise CompileError(done.stderr.strip().splitlines()[-1] if done.returncode == 3 else f"the compiling process died:\n{done.stderr}")

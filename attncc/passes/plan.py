@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from attncc.errors import PlanError
 from attncc.ir.graph import Graph, GraphOp, Node
 from attncc.ir.graph_text import parse_graph, to_text
+from attncc.targets import limits
+from attncc.targets import target as target_record
 
 Sides = tuple[int, ...]
 
@@ -73,8 +76,13 @@ class Plan(BaseModel):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what decides the generated file: everything but the rejected candidates."""
+        """SHA-256 of what decides the generated file: everything but the rejected candidates, and the limits behind the target's name.
+
+        Raises:
+            TargetError: a target of a file that has not been read in this process.
+        """
         data = self.model_dump(mode="json", exclude={"kernels": {"__all__": {"rejected"}}})
+        data["limits"] = asdict(limits(target_record(self.target)))
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:

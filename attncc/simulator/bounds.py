@@ -34,7 +34,7 @@ def simulate(
 
     Args:
         spec: what would be computed.
-        target: a name from `attncc.targets`.
+        target: a name from `attncc.targets`, or a target's file.
         q_tile: tokens of a query tile by axis, any positive numbers; default: those of the plan for the target.
         k_tile: the same of a key tile.
         lengths: tokens of each axis that the spec leaves open (of `tokens`, then of `key_tokens`).
@@ -46,7 +46,7 @@ def simulate(
         et al., Generalized Neighborhood Attention, arXiv 2504.16922). Masks that differ between heads or batch elements are averaged.
 
     Raises:
-        TargetError: an unknown target.
+        TargetError: an unknown target, or a file that is refused.
         UnsupportedError: no tile fits the target (where none is given).
         InputError: a tile of the wrong rank, missing lengths or tables; names the argument.
     """
