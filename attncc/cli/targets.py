@@ -42,7 +42,7 @@ def _summary(found: Sheet) -> dict[str, Any]:
 def _list(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    table = Table(title="targets (no figures: a bare architecture, with limits only)", title_justify="left")
+    table = Table(title="targets", title_justify="left")
     for head in ("name", "device", "arch"):
         table.add_column(head, no_wrap=True)
     for head in ("SMs", "GHz", "fp16 TFLOP/s", "GB", "GB/s", "W"):

@@ -43,8 +43,7 @@ class Target:
 
     def __post_init__(self) -> None:
         self._check_words()
-        if self.backend != "cpu":
-            self._check_limits()
+        self._check_limits()
         if self.performance is not None:
             self._check_performance(self.performance)
 
@@ -59,8 +58,9 @@ class Target:
             raise TargetError(f"arch: {self.arch!r} is no architecture of backend {self.backend}, such as sm_90, gfx942 or cpu")
 
     def _check_limits(self) -> None:
-        if self.shared_bytes < SMALLEST_SHARED:
-            raise TargetError(f"shared_bytes: {self.shared_bytes} is less than the {SMALLEST_SHARED} that the smallest tiles need")
+        smallest = 0 if self.backend == "cpu" else SMALLEST_SHARED
+        if self.shared_bytes < smallest:
+            raise TargetError(f"shared_bytes: {self.shared_bytes} is less than the {smallest} that the smallest tiles need")
         if not 0 < self.registers <= 512:
             raise TargetError(f"registers: {self.registers} is none of the 1 to 512 that a thread can have")
         if self.warp not in (32, 64):

@@ -48,7 +48,7 @@ def _shipped(name: str) -> Sheet:
     bare = architectures()
     if name in bare:
         source = ARCHITECTURE_SOURCE[bare[name].backend]
-        return Sheet(bare[name], f"any {bare[name].arch}", dict.fromkeys(LIMITS, source), {})
+        return Sheet(bare[name], f"limits of {bare[name].arch} only", dict.fromkeys(LIMITS, source), {})
     file = resources.files("attncc.targets") / "data" / f"{name}.json"
     return sheet_from(name, lambda: file.read_text(encoding="utf-8"))
 
@@ -61,9 +61,7 @@ def sheet(name: str) -> Sheet:
         return _added[name]
     if name.endswith(".json") or os.path.isfile(name):
         return _read(Path(name))
-    raise TargetError(
-        f"target: {name!r} is unknown; known are {', '.join((*NAMES, *_added))}, and .json files (attncc targets NAME --json)"
-    )
+    raise TargetError(f"target: {name!r} is unknown; known are {', '.join((*NAMES, *_added))}, or a .json file of your own")
 
 
 def target(name: str) -> Target:

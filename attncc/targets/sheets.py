@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from math import inf, isfinite
 from typing import Any
 
 from attncc.errors import TargetError
@@ -91,9 +92,11 @@ def _performance(data: Any, sources: dict[str, str]) -> Performance:
 
 def _check_peaks(derived: Mapping[str, float], quoted: Mapping[str, float]) -> None:
     for element, peak in quoted.items():
+        if not 0 < peak < inf:
+            raise TargetError(f"peak_flops.{element}: must be positive and finite, not {peak!r}")
         if element not in derived:
             raise TargetError(f"peak_flops.{element}: performance.matrix_flops has no such rate")
-        if not abs(derived[element] - peak) <= CLOSE * peak:
+        if abs(derived[element] - peak) > CLOSE * peak:
             raise TargetError(
                 f"peak_flops.{element}: {peak:g} is quoted, but sms x clock_hz x matrix_flops.{element} is {derived[element]:g}; "
                 f"they may differ by {CLOSE:.0%} (is one of them sparse, or at another clock?)"
@@ -154,7 +157,7 @@ def _figure(path: str, data: Any, sources: dict[str, str]) -> float:
 
 def _whole(path: str, value: float) -> int:
     """Counts may be written as 8e10."""
-    if value != value or value in (float("inf"), float("-inf")) or value != int(value):
+    if not isfinite(value) or value != int(value):
         raise TargetError(f"{path}: must be an integer, not {value!r}")
     return int(value)
 
