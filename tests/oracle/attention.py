@@ -71,7 +71,7 @@ def _alibi(step: Spec, heads: int, at: Indices, inputs: Inputs, device: torch.de
     """slope * distance, ``[H, Nq, Nk]``; the last query stands on the last key."""
     distance = np.abs(at["q"] + at["nk"] - at["nq"] - at["k"])[0]
     slopes = inputs["alibi_slopes"] if step.get("trainable") else step.get("slopes") or alibi_slopes(heads)
-    return torch.as_tensor(slopes, device=device).double().view(-1, 1, 1) * torch.from_numpy(distance).to(device)
+    return torch.as_tensor(slopes, dtype=torch.float64, device=device).view(-1, 1, 1) * torch.from_numpy(distance).to(device)
 
 
 def alibi_slopes(heads: int) -> list[float]:
