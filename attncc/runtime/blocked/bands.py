@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attncc.runtime.blocked.block import Masks, Part
+from attncc.runtime.blocked.block import Kept, Part
 
 # What one visited block costs beside its pairs (operator calls, gathers), in query-key pairs.
 OVERHEAD_PAIRS = 16384
@@ -178,7 +178,7 @@ class BandPlan:
     grid: tuple[int, ...]
     key_grid: tuple[int, ...]
     axes: list[list[AxisTile]]
-    masks: Masks = field(default_factory=Masks)
+    masks: Kept = field(default_factory=Kept)
 
     def pairs(self) -> int:
         """Query-key pairs the engine computes, masked ones included."""

@@ -20,16 +20,20 @@ LOG2E = math.log2(math.e)
 SAFE_SCORE = 60.0
 # Smaller exponents (relative to the row maximum) weigh 0: denormal weights would slow the matrix product many times.
 LEAST_EXPONENT = -120.0
-MASK_CACHE_BYTES = 32 << 20
+KEPT_BYTES = 32 << 20
 
 
 class Where(NamedTuple):
-    """Positions of a score block: integer tensors that broadcast to its shape [..., rows, columns]."""
+    """Positions of a score block: integer tensors that broadcast to its shape [..., rows, columns].
+
+    Blocks with an equal `shape` have equal positions but for a shift along axis 0, the same for queries and keys; None says nothing.
+    """
 
     b: Tensor
     h: Tensor
     q: Tensor
     k: Tensor
+    shape: object = None
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,14 @@ class ScoreMap:
     """A map on scaled scores, before the mask.
 
     `value(s, where)` leaves `s` as it is; `vjp(s, grad, where, grads)` returns the gradient of `s` and adds those of the `trained`
-    tables to `grads`. `bound` is one of |value| for every s; `tables` are the float tables that it reads.
+    tables to `grads`. A map that only adds something to s says what in `offset`; then neither reads `s`, and where the offset is
+    `steady` it depends on the shape of the positions only. `bound` is one of |value| for every s; `tables` are the float tables read.
     """
 
     value: Callable[[Tensor, Where], Tensor]
     vjp: Callable[[Tensor, Tensor, Where, dict[str, Tensor]], Tensor]
+    offset: Callable[[Where], Tensor] | None = None
+    steady: bool = False
     bound: float = math.inf
     tables: tuple[Tensor, ...] = ()
     trained: dict[str, Tensor] = field(default_factory=dict)
@@ -58,23 +65,23 @@ class Pointwise:
     slope: Callable[[Tensor], Tensor]
 
 
-class Masks:
-    """Additive masks made so far, at most `MASK_CACHE_BYTES` of them.
+class Kept:
+    """What blocks add to scores (masks, offsets), made so far; at most about `KEPT_BYTES` of it.
 
-    Worker threads share one: two may make the same mask, none may rely on finding one.
+    Worker threads share one: two may make the same, none may rely on finding one.
     """
 
     def __init__(self) -> None:
         self._kept: dict[object, Tensor] = {}
 
     def __call__(self, key: object, make: Callable[[], Tensor]) -> Tensor:
-        """The mask kept under `key`, made if there is none."""
-        mask = self._kept.get(key)
-        if mask is None:
-            if sum(m.nbytes for m in list(self._kept.values())) > MASK_CACHE_BYTES:
+        """What is kept under `key`, made if there is nothing."""
+        found = self._kept.get(key)
+        if found is None:
+            if sum(x.nbytes for x in list(self._kept.values())) > KEPT_BYTES:
                 self._kept.clear()
-            mask = self._kept[key] = make()
-        return mask
+            found = self._kept[key] = make()
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +90,7 @@ class TileMask:
 
     allowed: Callable[[Where], Tensor]
     by_head: bool
-    made: Masks = field(default_factory=Masks)
+    made: Kept = field(default_factory=Kept)
 
 
 class Scratch:
@@ -121,6 +128,7 @@ class Rules:
     finite: bool
     like: Tensor
     mask: TileMask | None = None
+    offsets: Kept = field(default_factory=Kept)
     _local: threading.local = field(default_factory=threading.local)
 
     @property
@@ -130,8 +138,21 @@ class Rules:
 
     @property
     def factor(self) -> float:
-        """What q k^T is multiplied by: softmax of unmapped scores goes to base 2 at once."""
-        return self.scale * LOG2E if self.scores is None and self.pointwise is None else self.scale
+        """What q k^T is multiplied by: the scores of a softmax go to base 2 at once, unless a map is to see them first."""
+        return self.scale * self.base if self.scores is None or self.scores.offset is not None else self.scale
+
+    @property
+    def base(self) -> float:
+        """The factor that brings scores to the base of the exponential that follows."""
+        return LOG2E if self.pointwise is None else 1.0
+
+    def offset(self, where: Where) -> Tensor:
+        """What an additive map adds to scores, which are in their base already."""
+        assert self.scores is not None and self.scores.offset is not None
+        add = self.scores.offset
+        if where.shape is None or not self.scores.steady:
+            return add(where) * self.base
+        return self.offsets(where.shape, lambda: add(where) * self.base)
 
     def scratch(self, slot: str, shape: tuple[int, ...]) -> Tensor:
         """This thread's reused buffer `slot`, uninitialised."""
@@ -235,12 +256,13 @@ def _raw_scores(rules: Rules, block: Block, piece: Piece, slot: str) -> Tensor:
 
 
 def _mapped(rules: Rules, s: Tensor, piece: Piece) -> Tensor:
-    """Scores after map and mask, those of a softmax in base 2; overwrites `s` where there is no map."""
+    """Scores after map and mask, in their base; overwrites `s` where no map needs to see it again."""
     if rules.scores is not None:
         assert piece.where is not None
-        s = rules.scores.value(s, piece.where)
-        if rules.pointwise is None:
-            s = s * LOG2E
+        if rules.scores.offset is not None:
+            s.add_(rules.offset(piece.where))
+        else:
+            s = rules.scores.value(s, piece.where) * rules.base
     _mask(rules, s, piece, -math.inf)
     return s
 

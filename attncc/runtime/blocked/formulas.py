@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attncc.ir.arrays import Arrays, torch_arrays
 from attncc.ir.derivatives import derivative
-from attncc.ir.expr import Expr, Kind, Op, const, nodes, tables
+from attncc.ir.expr import Expr, Kind, Op, const, nodes, substitute, tables
 from attncc.ir.graph import Graph, GraphOp
 from attncc.ir.intervals import interval
 from attncc.ir.rows import SCORE
@@ -76,8 +76,36 @@ def score_map(graph: Graph, operands: Operands) -> ScoreMap | None:
         return None
     read = {t.name: operands.tables[t.name] for t in tables(*maps) if t.kind is Kind.FLOAT}
     trained = {name: x for name, x in read.items() if name in operands.trained}
-    chain = _Chain(maps, Places.of(graph, operands), operands.compute)
-    return ScoreMap(chain.value, chain.vjp, _bound(maps), tuple(read.values()), trained)
+    chain, added = _Chain(maps, Places.of(graph, operands), operands.compute), _added(maps)
+    offset = None if added is None else partial(chain.at, added)
+    return ScoreMap(chain.value, chain.vjp, offset, added is not None and _steady(added), _bound(maps), tuple(read.values()), trained)
+
+
+@lru_cache(maxsize=256)
+def _added(maps: tuple[Expr, ...]) -> Expr | None:
+    """What maps add to s, if that is all they do: each has the slope 1."""
+    if any(_slope(value, SCORE) is not const(1.0) for value in maps):
+        return None
+    s: Expr = const(0.0)
+    for value in maps:
+        s = substitute(value, {"s": s})
+    return s
+
+
+@lru_cache(maxsize=256)
+def _steady(value: Expr) -> bool:
+    """Whether a value stays what it is when q0 and k0 rise by the same number."""
+    rise: dict[Expr, int | None] = {}
+    for n in nodes(value):
+        inner = [rise[a] for a in n.args]
+        if n.op is Op.VAR:
+            rise[n] = int(n.value in ("q0", "k0"))
+        elif n.op in (Op.ADD, Op.SUB) and None not in inner:
+            a, b = (x or 0 for x in inner)
+            rise[n] = a + b if n.op is Op.ADD else a - b
+        else:
+            rise[n] = 0 if not any(x != 0 for x in inner) else None
+    return rise[value] == 0
 
 
 @lru_cache(maxsize=256)
@@ -105,6 +133,10 @@ class _Chain:
         for value in self.maps:
             s = self._mapped(value, s, env)
         return s
+
+    def at(self, value: Expr, where: Where) -> Tensor:
+        """A value that depends on positions only."""
+        return torch.as_tensor(evaluate(value, self.places.env(where), self.places.arrays), dtype=self.dtype, device=where.q.device)
 
     def _mapped(self, value: Expr, s: Tensor, env: Env) -> Tensor:
         mapped: Tensor = evaluate(value, {**env, "s": s}, self.places.arrays)

@@ -161,7 +161,8 @@ class LoadedStrip:
         tiles = (tile, *self.strip.rest)
         q = flat_tokens([t.q for t in tiles], self.strip.plan.grid, device)[:, None]
         k = flat_tokens([t.k for t in tiles], self.strip.plan.key_grid, device)[a:b]
-        return Where(h // query_heads, h % query_heads, q, k)
+        shape = (self.strip.heads, self.strip.rest, tile.q.start % tile.q.step, tile.k.start - tile.q.start, len(tile.q), a, b)
+        return Where(h // query_heads, h % query_heads, q, k, shape)
 
 
 def _clip(parts: list[Part], a: int, b: int) -> list[Part]:
