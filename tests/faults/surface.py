@@ -8,6 +8,7 @@ BOUNDS, FLAT, FLEX = "attncc/simulator/bounds.py", "attncc/passes/flat_blocks.py
 BRUTE = "tests/test_simulate.py::test_counts_are_brute_force"
 FLAT_BRUTE = "tests/test_flex_export.py::test_flat_blocks_are_brute_force"
 FORBIDDEN = "tests/test_cli.py::test_forbidden_predicates"
+IMPOSSIBLE = "tests/test_targets.py::test_impossible_files_are_refused"
 
 SURFACE: tuple[Fault, ...] = (
     Fault(
@@ -62,6 +63,34 @@ SURFACE: tuple[Fault, ...] = (
         "isinstance(event, yaml.AliasEvent)",
         "isinstance(event, str)",
         ("tests/test_cli.py::test_bad_texts",),
+    ),
+    Fault(
+        "targets: units not checked",
+        "attncc/targets/performance.py",
+        "if not low <= value <= high",
+        "if not 0 <= value <= math.inf",
+        (IMPOSSIBLE,),
+    ),
+    Fault(
+        "targets: a quoted peak may be half of what the rates give",
+        "attncc/targets/sheets.py",
+        "CLOSE = 0.03",
+        "CLOSE = 1.03",
+        (IMPOSSIBLE,),
+    ),
+    Fault(
+        "targets: files of one name told apart by their speed only",
+        "attncc/targets/registry.py",
+        "return replace(record, performance=None)",
+        "return replace(record, performance=None, registers=255)",
+        ("tests/test_targets.py::test_the_name_of_a_file",),
+    ),
+    Fault(
+        "targets: limits left out of what names a generated file",
+        "attncc/passes/plan.py",
+        'data["limits"] = ',
+        "_ = ",
+        ("tests/test_targets.py::test_limits_are_part_of_what_names_a_generated_file",),
     ),
     Fault(
         "cli: errors on standard output",
