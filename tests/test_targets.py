@@ -125,6 +125,13 @@ def test_a_device_has_the_limits_of_its_architecture(name: str) -> None:
         assert replace(record, name=record.arch, performance=None) == target(record.arch)
 
 
+def test_the_files_are_packaged() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["attncc"]
+    assert {path.stem for pattern in patterns for path in DATA.parents[1].glob(pattern)} >= set(DEVICES)
+
+
 def test_records_are_frozen_and_can_be_keys() -> None:
     record = target("h100")
     assert record.performance is not None and {record: 1}[target("h100")] == 1
