@@ -35,8 +35,8 @@ def compile_row(job: dict[str, Any]) -> Record:
     spec, record = spec_of(row), target(name)
     plan = pipeline.plan(spec, name)
     source, kernel = emit(plan, spec.to_json(indent=None)), plan.kernels[0]
-    special = specialization(Facts(kernel, record), row["layout"])
-    options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
+    facts = Facts(kernel, record)
+    special, options = specialization(facts, row["layout"]), facts.options
     text = json.dumps([source, asdict(special), asdict(record), options, triton_version(), _readers()], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     kept = KEPT / f"{digest[:32]}.json"
@@ -44,7 +44,7 @@ def compile_row(job: dict[str, Any]) -> Record:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{kernel.name}.py"
             path.write_text(source, encoding="utf-8")
-            _keep(kept, _figures(Job(path, kernel.name, special, record, **options), kernel))
+            _keep(kept, _figures(Job(path, kernel.name, special, record, options), kernel))
     found: Record = json.loads(kept.read_text(encoding="utf-8"))
     found["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
     return found | {"problems": [p for p in found["problems"] if row["layout"] != "unaligned" or not p.endswith(FORGIVEN)]}

@@ -112,11 +112,11 @@ def _artifacts(source: str, kernel: KernelPlan, record: Target) -> Artifacts:
     from attncc.codegen.facts import Facts
     from attncc.codegen.signature import default_specialization
 
-    special = default_specialization(Facts(kernel, record))
+    facts = Facts(kernel, record)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{kernel.name}.py"
         path.write_text(source, encoding="utf-8")
-        return compile_in_subprocess([Job(path, kernel.name, special, record, kernel.num_warps, kernel.num_stages)])[0]
+        return compile_in_subprocess([Job(path, kernel.name, default_specialization(facts), record, facts.options)])[0]
 
 
 def _resources(made: Artifacts, kernel: KernelPlan, record: Target) -> dict[str, Any]:

@@ -41,8 +41,7 @@ class Job:
     kernel: str
     specialization: Specialization
     target: Target
-    num_warps: int
-    num_stages: int
+    options: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,7 @@ def compile_ahead(job: Job) -> Artifacts:
         function = getattr(_load(job.path), job.kernel)
         special = job.specialization
         source = ASTSource(function, special.types, _constants(special), _attributes(special, function.arg_names))
-        options = {"num_warps": job.num_warps, "num_stages": job.num_stages}
-        compiled = triton.compile(source, target=_gpu(job.target), options=options)
+        compiled = triton.compile(source, target=_gpu(job.target), options=dict(job.options))
     except Exception as error:  # Triton raises types of its own, of MLIR and of subprocess
         raise CompileError(f"{job.kernel} for {job.target.name}: {_causes(error)}") from error
     asm = dict(compiled.asm)
@@ -132,7 +130,7 @@ def main() -> None:
     """The process behind `compile_in_subprocess`: jobs as JSON on standard input, one line of JSON for each on standard output."""
     for data in json.load(sys.stdin):
         special = Specialization(**data["specialization"])
-        job = Job(Path(data["path"]), data["kernel"], special, Target(**data["target"]), data["num_warps"], data["num_stages"])
+        job = Job(Path(data["path"]), data["kernel"], special, Target(**data["target"]), data["options"])
         try:
             made = compile_ahead(job)
         except CompileError as error:

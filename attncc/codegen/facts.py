@@ -49,6 +49,12 @@ class Facts:
     plan: KernelPlan
     target: Target
 
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton is told at launch, beside the arguments."""
+        asked = comfort(self.body, self.target).registers_asked
+        return {"num_warps": self.plan.num_warps, "num_stages": self.plan.num_stages} | ({} if asked is None else {"maxnreg": asked})
+
     @cached_property
     def body(self) -> Graph:
         return self.plan.graph

@@ -106,7 +106,7 @@ class Launcher:
         strides = ["*(s for t in operands for s in t.stride()[:3])"]
         scalars = [name for name, _ in self.kernel.scalars if name.rpartition("_")[0] not in self.kernel.tensors]
         constants = ["ALIGNED=aligned", "INDEX=_index_type(operands)", *(["BOX=box"] if facts.boxes else [])]
-        options = [f"num_warps={facts.plan.num_warps}", f"num_stages={facts.plan.num_stages}"]
+        options = [f"{name}={value}" for name, value in facts.options.items()]
         arguments = [*self.kernel.pointers, *strides, *scalars, *constants, *options]
         return [f"grid = ({self.rows()}, {facts.heads[0]}, batch)", *call(f"{facts.plan.name}[grid]", arguments)]
 

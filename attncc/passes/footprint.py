@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from attncc.ir.expr import Expr, Op, nodes, variables
 from attncc.ir.graph import Graph, GraphOp
 from attncc.targets import Target
 
@@ -33,26 +34,29 @@ BARRIERS = 2048
 class Comfort:
     """What a matrix unit leaves a thread: tiles may take `registers` of it, each score map costs `maps` registers a score.
 
-    `key_words` bounds the elements of a key tile, `columns` those multiplied at once.
+    `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
+    is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
     """
 
     registers: int
     maps: float = 0.5
     warps: tuple[int, ...] = (4, 8)
     key_words: int = 1 << 30
+    query_words: int = 1 << 30
     columns: int = 256
     most_stages: int = 3
+    registers_asked: int | None = None
 
 
 COMFORT = {
     ("mma", 2): Comfort(160),
     ("wgmma", 2): Comfort(160, maps=0.75),
-    ("tcgen05", 2): Comfort(140, maps=1.0),  # accumulators pass through registers whole
+    ("tcgen05", 2): Comfort(140, maps=1.0, registers_asked=255),  # accumulators pass through registers whole
     ("mfma", 2): Comfort(150, maps=1.0, warps=(4,)),  # eight warps halve the registers of a thread
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
-    ("mma", 4): Comfort(80, maps=0.0, warps=(4,), key_words=2048, columns=64, most_stages=2),
+    ("mma", 4): Comfort(80, maps=0.0, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255),
     ("wgmma", 4): Comfort(100, maps=0.0, columns=64, most_stages=2),
-    ("tcgen05", 4): Comfort(50, maps=0.0, warps=(4,), key_words=2048, columns=32, most_stages=2),
+    ("tcgen05", 4): Comfort(50, maps=0.0, warps=(4,), key_words=2048, query_words=3072, columns=32, most_stages=1, registers_asked=255),
     ("mfma", 4): Comfort(80, maps=0.0, warps=(4,), columns=64),
 }
 """By matrix unit and element size; fitted to compiled kernels with and without score maps, head widths 64 and 128."""
@@ -122,6 +126,8 @@ def _crowded(body: Graph, c: Configuration, target: Target) -> str:
     limit = comfort(body, target)
     if c.k_rows * max(widths(body)) > limit.key_words and c.k_rows > 16:
         return f"a key tile of {c.k_rows * max(widths(body))} elements spills, {limit.key_words} do not"
+    if c.q_rows * max(widths(body)) > limit.query_words and c.q_rows > 16:
+        return f"a query tile of {c.q_rows * max(widths(body))} elements spills, {limit.query_words} do not"
     needed = thread_registers(body, c, target)
     smallest = c.q_rows * c.k_rows <= 16 * 16
     return f"{needed} registers a thread for tiles alone, {limit.registers} are safe" if needed > limit.registers and not smallest else ""
@@ -133,7 +139,20 @@ def shared_bytes(body: Graph, c: Configuration, target: Target) -> int:
     size = element_bytes(body)
     stream = c.k_rows * (key_width + value_width) * size * c.num_stages
     split = 2 if size == 4 and target.backend == "cuda" else 1  # float32 operands in two halves for their tf32 products
-    return stream + max(c.q_rows * key_width * size * split, c.q_rows * c.k_rows * size) + BARRIERS
+    # Triton copies a tile of a table ahead of its use, as it does keys and values.
+    ahead = c.num_stages - 1 if target.backend == "cuda" else 0
+    tables = pair_tables(body) * c.q_rows * c.k_rows * 4 * ahead
+    return stream + tables + max(c.q_rows * key_width * size * split, c.q_rows * c.k_rows * size) + BARRIERS
+
+
+def pair_tables(body: Graph) -> int:
+    """Reads of tables that differ from pair to pair: biases by relative position, masks given as arrays."""
+    reads = {n for value in (*_values(body),) for n in nodes(value) if n.op is Op.LOAD}
+    return sum(all(any(name.startswith(side) for name in variables(read)) for side in "qk") for read in reads)
+
+
+def _values(body: Graph) -> list[Expr]:
+    return [*(n["value"] for n in body.find(GraphOp.MAP)), *(n["residual"] for n in body.find(GraphOp.MASK))]
 
 
 def thread_registers(body: Graph, c: Configuration, target: Target) -> int:

@@ -43,8 +43,8 @@ def compiled(plan: Plan, spec: AttentionSpec) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{kernel.name}.py"
         path.write_text(emit(plan, spec.to_json(indent=None)), encoding="utf-8")
-        special = default_specialization(Facts(kernel, record))
-        made = compile_ahead(Job(path, kernel.name, special, record, kernel.num_warps, kernel.num_stages))
+        facts = Facts(kernel, record)
+        made = compile_ahead(Job(path, kernel.name, default_specialization(facts), record, facts.options))
     return {
         "q_tile": kernel.q_tile,
         "k_tile": kernel.k_tile,

@@ -49,7 +49,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     path = tmp_path / "products.py"
     path.write_text(KERNEL)
     special = Specialization(TYPES | dict.fromkeys(CONSTANTS, "constexpr"), CONSTANTS, ("a", "b", "c"), ())
-    return Job(path, "products", special, target("sm_90"), num_warps=4, num_stages=2)
+    return Job(path, "products", special, target("sm_90"), {"num_warps": 4, "num_stages": 2})
 
 
 def with_constants(job: Job, dtype: str = "*bf16", **changed: object) -> Job:
@@ -96,13 +96,15 @@ def test_a_process_that_interprets_compiles_in_another(job: Job, monkeypatch: py
 
 def test_spills_are_seen(job: Job) -> None:
     """One warp does not hold a float32 tile, split in two for its products."""
-    made = compile_ahead(with_constants(replace(job, target=target("sm_80"), num_warps=1), "*fp32", PRECISION="tf32x3"))
+    made = compile_ahead(
+        with_constants(replace(job, target=target("sm_80"), options={"num_warps": 1, "num_stages": 2}), "*fp32", PRECISION="tf32x3")
+    )
     assert made.resources.spills > 0 and made.resources.stack > 0
     assert any("spilled" in problem for problem in made.problems(target("sm_80")))
 
 
 def test_shared_memory_over_the_limit_is_seen(job: Job) -> None:
-    made = compile_ahead(replace(job, num_stages=8, target=target("sm_80")))
+    made = compile_ahead(replace(job, options={"num_warps": 4, "num_stages": 8}, target=target("sm_80")))
     assert made.problems(target("sm_80")) == []
     assert any("shared memory" in problem for problem in made.problems(target("sm_86")))
 

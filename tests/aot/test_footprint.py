@@ -34,8 +34,8 @@ def test_shared_memory_is_bounded_and_nothing_spills(name: str, dtype: Any, head
     kernel = plan.kernels[0]
     path = tmp_path / "kernel.py"
     path.write_text(emit(plan, spec.to_json(indent=None)))
-    special = default_specialization(Facts(kernel, record))
-    (made,) = compile_in_subprocess([Job(path, kernel.name, special, record, kernel.num_warps, kernel.num_stages)])
+    facts = Facts(kernel, record)
+    (made,) = compile_in_subprocess([Job(path, kernel.name, default_specialization(facts), record, facts.options)])
     configuration = Configuration(kernel.q_tile[0], kernel.k_tile[0], kernel.num_warps, kernel.num_stages, 1.0)
     assert made.shared_bytes <= shared_bytes(kernel.graph, configuration, record) <= record.shared_bytes
     assert made.resources.spills == 0
