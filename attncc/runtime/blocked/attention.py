@@ -14,7 +14,7 @@ from attncc.runtime.blocked.bands import BandPlan
 from attncc.runtime.blocked.block import SAFE_SCORE, Pointwise, Rules, ScoreMap, TileMask, attend, attend_backward
 from attncc.runtime.blocked.strips import HeadTensors, Strip, plan_strips
 from attncc.runtime.blocked.tiles import Slots, TilePlan, TileRun
-from attncc.runtime.blocked.workers import Turn, run_tasks, worker_count
+from attncc.runtime.blocked.workers import Turn, host_reads, run_tasks, worker_count
 
 Task = Strip | TileRun
 
@@ -162,7 +162,7 @@ def _rules(problem: Problem, q: Tensor, k: Tensor) -> Rules:
     """How scores are treated: a CPU looks at the norms of q and k first; elsewhere the host would have to wait for them."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     bound, finite = math.inf, False
-    if q.device.type == "cpu" and problem.plans:
+    if host_reads(q.device) and problem.plans:
         bound = abs(problem.scale) * float(_longest(q, dtype) * _longest(k, dtype))
         finite = math.isfinite(bound)
     if problem.scores is not None:
@@ -183,4 +183,4 @@ def _keys(rules: Rules, k: Tensor, v: Tensor) -> dict[str, Tensor]:
 
 def _flat(x: Tensor) -> Tensor:
     """[B, H, N, width] -> [B * H, N, width]."""
-    return x.reshape(-1, *x.shape[2:])
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

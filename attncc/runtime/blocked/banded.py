@@ -12,6 +12,7 @@ from attncc.ir.values import evaluate_all
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import BoundMask, Shape, bind
 from attncc.runtime.blocked.bands import AxisBand, BandPlan, plan_bands
+from attncc.runtime.blocked.workers import host_reads
 from attncc.runtime.operands import Operands
 
 Plans = list[tuple[range, BandPlan]]
@@ -53,7 +54,7 @@ def _labels(mask: BoundMask, operands: Operands) -> list[tuple[Tensor, Tensor]] 
     Whether they do, the host must read: on other devices than a CPU it would have to wait.
     """
     tables = _compared(mask.residual)
-    if tables is None or mask.order != (1,) or operands.q.device.type != "cpu":
+    if tables is None or mask.order != (1,) or not host_reads(operands.q.device):
         return None
     ids, key_ids = (operands.tables[t.name].contiguous() for t in tables)
     in_order = bool((key_ids.diff(dim=1) >= 0).all())

@@ -179,6 +179,7 @@ class BandPlan:
     key_grid: tuple[int, ...]
     axes: list[list[AxisTile]]
     masks: Kept = field(default_factory=Kept)
+    bounds: dict[tuple[Band, torch.device], Tensor] = field(default_factory=dict)
 
     def pairs(self) -> int:
         """Query-key pairs the engine computes, masked ones included."""
@@ -207,21 +208,25 @@ class BandPlan:
         return [Part(a * width, b * width, self._mask((band, *bands), like)) for a, b, band in head.ends]
 
     def _mask(self, bands: tuple[Band, ...], like: Tensor) -> Tensor:
-        return self.masks((*bands, like.dtype, like.device), lambda: _additive(bands, like))
+        return self.masks((*bands, like.dtype, like.device), like.device, lambda: self._additive(bands, like))
 
+    def _additive(self, bands: Sequence[Band], like: Tensor) -> Tensor:
+        """0 where every axis allows the pair, else -inf; [product of queries, product of keys], row-major on both sides."""
+        rank = len(bands)
+        allowed = torch.ones((), dtype=torch.bool, device=like.device)
+        for a, band in enumerate(bands):
+            bound, column = self._bounds(band, like.device), torch.arange(band.width, device=like.device)
+            shape = [1] * (2 * rank)
+            shape[a], shape[rank + a] = len(band.lo), band.width
+            allowed = allowed & ((column >= bound[0]) & (column <= bound[1])).view(shape)
+        mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(~allowed, -math.inf)
+        return mask.reshape(math.prod(len(band.lo) for band in bands), -1)
 
-def _additive(bands: Sequence[Band], like: Tensor) -> Tensor:
-    """0 where every axis allows the pair, else -inf; [product of queries, product of keys], row-major on both sides."""
-    rank = len(bands)
-    allowed = torch.ones((), dtype=torch.bool, device=like.device)
-    for a, band in enumerate(bands):
-        bound = torch.tensor([band.lo, band.hi], device=like.device)[:, :, None]
-        column = torch.arange(band.width, device=like.device)
-        shape = [1] * (2 * rank)
-        shape[a], shape[rank + a] = len(band.lo), band.width
-        allowed = allowed & ((column >= bound[0]) & (column <= bound[1])).view(shape)
-    mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(~allowed, -math.inf)
-    return mask.reshape(math.prod(len(band.lo) for band in bands), -1)
+    def _bounds(self, band: Band, device: torch.device) -> Tensor:
+        """First and last key of every query, [2, queries, 1], copied to a device once."""
+        if (band, device) not in self.bounds:
+            self.bounds[band, device] = torch.tensor([band.lo, band.hi], device=device)[:, :, None]
+        return self.bounds[band, device]
 
 
 def plan_bands(axes: Sequence[AxisBand], tile: Sequence[int] | None = None, heads: int = 4) -> BandPlan:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attncc.runtime.blocked.workers import capturing
+
 LOG2E = math.log2(math.e)
 # |s| up to this needs no row maximum: sums of exp(s) stay far inside float32.
 SAFE_SCORE = 60.0
@@ -68,14 +70,17 @@ class Pointwise:
 class Kept:
     """What blocks add to scores (masks, offsets), made so far; at most about `KEPT_BYTES` of it.
 
-    Worker threads share one: two may make the same, none may rely on finding one.
+    Worker threads share one: two may make the same, none may rely on finding one. What a CUDA graph captures is made anew: kept, it
+    would be used before the graph has computed it, or freed before the graph runs again.
     """
 
     def __init__(self) -> None:
         self._kept: dict[object, Tensor] = {}
 
-    def __call__(self, key: object, make: Callable[[], Tensor]) -> Tensor:
-        """What is kept under `key`, made if there is nothing."""
+    def __call__(self, key: object, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+        """What is kept under `key` on a device, made if there is nothing."""
+        if capturing(device):
+            return make()
         found = self._kept.get(key)
         if found is None:
             if sum(x.nbytes for x in list(self._kept.values())) > KEPT_BYTES:
@@ -152,7 +157,7 @@ class Rules:
         add = self.scores.offset
         if where.shape is None or not self.scores.steady:
             return add(where) * self.base
-        return self.offsets(where.shape, lambda: add(where) * self.base)
+        return self.offsets(where.shape, self.like.device, lambda: add(where) * self.base)
 
     def scratch(self, slot: str, shape: tuple[int, ...]) -> Tensor:
         """This thread's reused buffer `slot`, uninitialised."""

@@ -54,7 +54,12 @@ class Places:
 
     def allowed(self, predicate: Expr, where: Where) -> Tensor:
         """Which pairs a mask keeps; broadcasts to their shape."""
-        return torch.as_tensor(evaluate(predicate, self.env(where), self.arrays), device=where.q.device)
+        return _tensor(evaluate(predicate, self.env(where), self.arrays), where.q.device)
+
+
+def _tensor(value: Any, device: torch.device) -> Tensor:
+    """A value as a tensor. torch.full, for a number: as_tensor would copy from the host, which no CUDA graph can capture."""
+    return value if isinstance(value, Tensor) else torch.full((), value, device=device)
 
 
 def _coordinates(tokens: Tensor, lengths: Shape) -> list[Tensor]:
@@ -136,7 +141,7 @@ class _Chain:
 
     def at(self, value: Expr, where: Where) -> Tensor:
         """A value that depends on positions only."""
-        return torch.as_tensor(evaluate(value, self.places.env(where), self.places.arrays), dtype=self.dtype, device=where.q.device)
+        return _tensor(evaluate(value, self.places.env(where), self.places.arrays), where.q.device).to(self.dtype)
 
     def _mapped(self, value: Expr, s: Tensor, env: Env) -> Tensor:
         mapped: Tensor = evaluate(value, {**env, "s": s}, self.places.arrays)
@@ -176,7 +181,7 @@ def _scatter(total: Tensor, index: Sequence[Any], grad: Tensor) -> None:
     """Adds the gradient of every pair to the table entry that it read; pairs that read one entry together are summed first."""
     at = torch.zeros((), dtype=torch.int64, device=total.device)
     for i, n in zip(index, total.shape):
-        at = at * n + torch.as_tensor(i, device=total.device).clamp(0, n - 1)
+        at = at * n + _tensor(i, total.device).clamp(0, n - 1)
     at = at.view((1,) * (grad.dim() - at.dim()) + at.shape)
     summed = grad.sum_to_size(at.shape) if at.shape != grad.shape else grad
     total.view(-1).index_add_(0, at.flatten(), summed.flatten().to(total.dtype))

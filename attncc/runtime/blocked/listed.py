@@ -20,6 +20,7 @@ from attncc.passes.tiles import BoundMask, Shape, bind, ceildiv
 from attncc.runtime.blocked.block import TileMask
 from attncc.runtime.blocked.formulas import Places
 from attncc.runtime.blocked.tiles import Entries, Ints, Slots, TilePlan
+from attncc.runtime.blocked.workers import host_reads
 from attncc.runtime.operands import Operands
 
 Plans = list[tuple[range, TilePlan]]
@@ -32,7 +33,7 @@ def tile_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands) -> tuple
     if not read:
         return _known(kernel, mask.query, mask.key, batch, heads, device)
     places = Places.of(kernel.graph, operands)
-    if device.type == "cpu":
+    if host_reads(device):
         values = {t.name: operands.tables[t.name].numpy() for t in read}
         found = block_mask(mask, *_sides(kernel, mask), values, batch, heads)
         return _ranged(found, batch, heads, device), TileMask(partial(places.allowed, mask.predicate), False)

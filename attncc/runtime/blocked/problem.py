@@ -13,11 +13,22 @@ from attncc.runtime.blocked.attention import Problem
 from attncc.runtime.blocked.banded import band_plans
 from attncc.runtime.blocked.formulas import pointwise, score_map
 from attncc.runtime.blocked.listed import tile_plans
+from attncc.runtime.blocked.workers import capturing
 from attncc.runtime.operands import Operands
+
+_captured: list[Problem] = []
 
 
 def problem(kernel: KernelPlan, operands: Operands) -> Problem:
-    """The problem of a call. Without queries or without keys it visits nothing."""
+    """The problem of a call. One that a CUDA graph captures stays: the graph reads its plans' tensors when it runs again."""
+    found = _problem(kernel, operands)
+    if capturing(operands.q.device):
+        _captured.append(found)
+    return found
+
+
+def _problem(kernel: KernelPlan, operands: Operands) -> Problem:
+    """Without queries or without keys it visits nothing."""
     graph, q, k, v = kernel.graph, operands.q, operands.k, operands.v
     heads, scale = (q.shape[1], k.shape[1], v.shape[1]), float(graph.find(GraphOp.SCORES)[0]["scale"])
     nothing = Problem(heads, (), scale, score_map(graph, operands), pointwise(graph, operands))

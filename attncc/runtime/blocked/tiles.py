@@ -26,50 +26,39 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """The tokens of every tile of a grid, class-major: `tokens` [tiles, side], of which the first `counts` [tiles] count.
+    """The tokens of every tile of a grid, class-major: `tokens` [tiles, side], of which the first `counts` [tiles] are `valid`.
 
-    The rest repeat the tile's last token, so that what they hold is seen by no row that does not visit the tile.
+    The rest repeat the tile's last token, so that what they hold is seen by no row that does not visit the tile. `slot_of` [tokens] is
+    None where slots are tokens.
     """
 
     tokens: Tensor
     counts: Ints
-    total: int
+    valid: Tensor
+    slot_of: Tensor | None
 
     @staticmethod
     def of(lengths: Shape, order: Shape, sides: Shape, device: torch.device) -> Slots:
         """Tiles with `sides` of a grid of some lengths, walked in `order` residue classes an axis."""
-        flat, valid = _tiled(lengths, order, sides)
-        places = np.argsort(~valid, axis=1, kind="stable")
-        counts = valid.sum(axis=1)
-        kept = np.minimum(np.arange(flat.shape[1]), np.maximum(counts - 1, 0)[:, None])
-        tokens = np.take_along_axis(flat, np.take_along_axis(places, kept, 1), 1)
-        return Slots(torch.from_numpy(np.where(counts[:, None] > 0, tokens, 0)).to(device), counts, math.prod(lengths))
-
-    @cached_property
-    def identical(self) -> bool:
-        """Whether slots are tokens."""
-        tokens = self.tokens.flatten()
-        return len(tokens) == self.total and bool((tokens == torch.arange(self.total, device=tokens.device)).all())
-
-    @cached_property
-    def valid(self) -> Tensor:
-        """Which slots count, [tiles, side]."""
-        counts = torch.from_numpy(self.counts).to(self.tokens.device)
-        return torch.arange(self.tokens.shape[1], device=counts.device) < counts[:, None]
-
-    @cached_property
-    def _slot_of(self) -> Tensor:
-        """Slot of every token."""
-        at = self.valid.flatten().nonzero().flatten()
-        return torch.empty_like(at).index_copy_(0, self.tokens.flatten()[at], at)
+        flat, on_grid = _tiled(lengths, order, sides)
+        counts, column = on_grid.sum(axis=1), np.arange(flat.shape[1])
+        kept = np.minimum(column, np.maximum(counts - 1, 0)[:, None])
+        tokens = np.take_along_axis(flat, np.take_along_axis(np.argsort(~on_grid, axis=1, kind="stable"), kept, 1), 1)
+        tokens[counts == 0] = 0
+        valid = column < counts[:, None]
+        slot_of = np.empty(math.prod(lengths), np.int64)
+        slot_of[tokens[valid]] = np.flatnonzero(valid)
+        same = len(slot_of) == tokens.size and bool((slot_of == np.arange(tokens.size)).all())
+        on_device = [torch.from_numpy(x).to(device) for x in (tokens, valid, slot_of)]
+        return Slots(on_device[0], counts, on_device[1], None if same else on_device[2])
 
     def arrange(self, x: Tensor) -> Tensor:
         """[B, H, tokens, width] to [B, H, slots, width]."""
-        return x if self.identical else x.index_select(2, self.tokens.flatten())
+        return x if self.slot_of is None else x.index_select(2, self.tokens.flatten())
 
     def restore(self, x: Tensor) -> Tensor:
         """The inverse of `arrange`."""
-        return x if self.identical else x.index_select(2, self._slot_of)
+        return x if self.slot_of is None else x.index_select(2, self.slot_of)
 
 
 def _tiled(lengths: Shape, order: Shape, sides: Shape) -> tuple[Ints, npt.NDArray[np.bool_]]:
@@ -245,7 +234,9 @@ class LoadedRun:
         assert mask is not None
         seen_by = heads if mask.by_head else heads[:1]
         key = (*self.run.name, len(self.run.tokens), *piece, seen_by if mask.by_head else None, self.rules.dtype)
-        return Part(full * size, (full + columns.shape[1]) * size, mask.made(key, lambda: self._mask(mask, columns, seen_by)))
+        return Part(
+            full * size, (full + columns.shape[1]) * size, mask.made(key, columns.device, lambda: self._mask(mask, columns, seen_by))
+        )
 
     def _mask(self, mask: TileMask, columns: Tensor, heads: range) -> Tensor:
         valid = self.run.plan.keys.valid[columns].flatten(1)[:, None, None, :]

@@ -22,6 +22,16 @@ def worker_count(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
+def host_reads(device: torch.device) -> bool:
+    """Whether the host can look at tensors without waiting. It never waits for a device: CUDA graphs could not be captured."""
+    return device.type == "cpu"
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what runs on a device now is recorded into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def run_tasks(tasks: Sequence[Callable[[], None]], workers: int) -> None:
     """Run `tasks`, started in order; returns when all are done, raising the first error."""
     if workers == 1 or len(tasks) == 1:

@@ -1,0 +1,168 @@
+"""The blocked engine: numbers that are none, nothing to attend to, threads, devices that the host must not wait for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import attncc
+from attncc import AttentionSpec, masks, normalizers, scores
+from attncc.runtime.blocked import attention, run_backward, run_forward
+from attncc.runtime.blocked.problem import problem
+from attncc.runtime.blocked.strips import head_chunks
+from attncc.runtime.operands import Operands
+from attncc.runtime.program import find_program
+from tests.oracle import concrete
+from tests.runtime.cases import CASES, Case, gradients
+
+WINDOW = masks.SlidingWindow(left=40, right=7)
+LISTED = masks.Predicate(text="k <= q and (q - k < 40 or k % 16 == 0)")
+
+
+def kernel(mask: masks.Mask, tokens: int = 300, **fields: Any) -> attncc.Kernel:
+    return attncc.compile(AttentionSpec(tokens=(tokens,), heads=2, head_dim=8, dtype="float32", mask=mask, **fields), "cpu")
+
+
+def tensors(tokens: int = 300, batch: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(batch, 2, tokens, 8, generator=generator) for _ in range(3)]
+
+
+# ---- NaN and infinity --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [WINDOW, LISTED], ids=["bands", "tiles"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("maps", [(), (scores.Softcap(cap=5.0),), (scores.Alibi(),)], ids=["plain", "softcap", "alibi"])
+def test_what_is_no_number_stays_in_the_rows_that_see_it(mask: masks.Mask, value: float, maps: tuple[Any, ...]) -> None:
+    run = kernel(mask, scores=maps)
+    q, k, v = tensors()
+    clean = run(q, k, v)
+    q[0, 1, 123, 3] = value
+    k[0, 0, 77] = value
+    out = run(q, k, v)
+    q_at, k_at = torch.arange(300)[:, None], torch.arange(300)
+    near = (k_at <= q_at) & ((q_at - k_at < 40) | (k_at % 16 == 0)) if mask is LISTED else (k_at - q_at <= 7) & (q_at - k_at <= 40)
+    sees = near[:, 77]
+    if not maps:
+        assert torch.equal(out[0, 1].isfinite().all(1), torch.arange(300) != 123)
+    torch.testing.assert_close(out[0, 0][~sees], clean[0, 0][~sees])
+    if math.isnan(value):
+        assert out[0, 0][sees].isnan().all()
+        assert out[0, 1, 123].isnan().all()
+
+
+def test_a_bias_of_minus_infinity_hides_a_key() -> None:
+    run = kernel(masks.Full(), 40, scores=(scores.RelativeBias(extent=(40,)),))
+    q, k, v = tensors(40)
+    table = torch.zeros(2, 79)
+    table[:, 40:] = -math.inf
+    torch.testing.assert_close(run(q, k, v, relative_bias=table), kernel(masks.Causal(), 40)(q, k, v))
+
+
+def test_scores_beyond_the_bound_take_the_running_maximum() -> None:
+    q, k, v = tensors()
+    want = torch.nn.functional.scaled_dot_product_attention(q.double() * 100, k.double(), v.double(), is_causal=True)
+    torch.testing.assert_close(kernel(masks.Causal())(q * 100, k, v).double(), want, rtol=0, atol=1e-4)
+
+
+# ---- nothing to attend to ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [WINDOW, LISTED, masks.Segments()], ids=["bands", "tiles", "labels"])
+@pytest.mark.parametrize("normalizer", [normalizers.Softmax(), normalizers.ReLU()])
+@pytest.mark.parametrize(("batch", "queries", "keys"), [(0, 5, 5), (2, 0, 5), (2, 5, 0)])
+def test_empty_tensors(mask: masks.Mask, normalizer: Any, batch: int, queries: int, keys: int) -> None:
+    run = kernel(mask, normalizer=normalizer)
+    q, k, v = (torch.randn(batch, 2, n, 8) for n in (queries, keys, keys))
+    tables = {"segments": torch.zeros(batch, 5, dtype=torch.int32)}
+    operands = Operands(q, k, v, tables, (queries,), (keys,))
+    empty = problem(run.plan.kernels[0], operands)
+    out, lse = attention.forward(empty, q, k, v)
+    assert out.shape == q.shape and not out.any()
+    assert (lse is None) == (normalizer.kind == "relu")
+    assert lse is None or bool((lse == -math.inf).all())
+    found = attention.backward(empty, q, k, v, out, lse, torch.ones_like(out))
+    assert all(torch.equal(g, torch.zeros_like(x)) for g, x in zip(found[:3], (q, k, v)))
+
+
+# ---- threads -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["window", "value heads", "segments", "predicate", "trained slopes", "bias", "sigmoid", "dilated"])
+def test_threads_change_nothing(name: str, threads: None) -> None:
+    case = Case(name, torch.float64)
+    leaves, want = case.leaves, case.oracle()
+    runs = [case.run() for _ in range(3)]
+    found = [gradients(run, leaves) for run in runs]
+    theirs = gradients(want, leaves)
+    for run, grads in zip(runs, found):
+        torch.testing.assert_close(run["output"], want["output"], rtol=0, atol=1e-12)
+        for leaf in leaves:
+            torch.testing.assert_close(grads[leaf], theirs[leaf], rtol=0, atol=1e-9)
+            assert torch.equal(grads[leaf], found[0][leaf])
+
+
+def test_tasks_that_share_a_key_or_a_value_head_take_turns() -> None:
+    """With 6 query, 3 key and 2 value heads, head 2 shares a key head with 3 and a value head with 0."""
+    run = attncc.compile(AttentionSpec(tokens=(8192,), heads=6, key_heads=3, value_heads=2, head_dim=8, mask=masks.Causal()), "cpu")
+    q, k, v = (torch.empty(1, n, 8192, 8) for n in (6, 3, 2))
+    found = problem(run.plan.kernels[0], Operands(q, k, v, {}, (8192,), (8192,)))
+    tasks = found.tasks(8)
+    assert len(tasks) > 1
+    turns = attention._turns(found, tasks, False)
+    assert [turn._previous for turn in turns] == [None, *turns[:-1]]
+    assert head_chunks(range(6), (6, 3, 2), 4) == [range(i, i + 1) for i in range(6)]
+
+
+# ---- devices -----------------------------------------------------------------------------------------------------------------------
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make the host wait for a device, or copy to it: neither can be captured in a CUDA graph."""
+
+    WAITS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "unique", "masked_select", "lift_fresh")
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name.removeprefix("aten::")
+        assert name not in self.WAITS and (name != "_to_copy" or (kwargs or {}).get("device") is None), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("attention", "banded", "listed"):
+        monkeypatch.setattr(f"attncc.runtime.blocked.{module}.host_reads", lambda device: False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_device_the_host_never_waits(name: str, as_on_a_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(name, torch.float64)
+    leaves, got, want = case.leaves, case.run(), case.oracle()
+    torch.testing.assert_close(got["output"], want["output"], rtol=0, atol=1e-12)
+    ours, theirs = gradients(got, leaves), gradients(want, leaves)
+    for leaf in leaves:
+        torch.testing.assert_close(ours[leaf], theirs[leaf], rtol=0, atol=1e-9)
+    program, shape = find_program(case.kernel()._name), concrete(case.json, case.lengths)
+    tables = program.tables([case.inputs[name].detach() for name in program.signature.names], case.q.device)
+    trained = frozenset(name for name in leaves if name in tables)
+    q, k, v = (x.detach() for x in (case.q, case.k, case.v))
+    operands = Operands(q, k, v, tables, tuple(shape["tokens"]), tuple(shape["key_tokens"]), trained)
+    monkeypatch.setattr("attncc.runtime.blocked.block.capturing", lambda device: True)
+    with NoWaiting():
+        rows, lse = run_forward(program.kernel, operands)
+        run_backward(program.kernel, operands, rows, lse, torch.ones_like(rows), lse)
