@@ -7,6 +7,8 @@ from tests.faults.runner import Fault
 CACHE, LISTS, OPS = "attncc/runtime/cache.py", "attncc/runtime/lists.py", "attncc/runtime/ops.py"
 EVERY_TILE = "tests/runtime/test_lists.py::test_no_tile_is_lost_and_none_called_full_that_is_not"
 ORACLE = "tests/runtime/test_kernels.py::test_equals_the_oracle_in_float64"
+BLOCKED, TESTS = "attncc/runtime/blocked", "tests/runtime/test_blocked.py"
+RANDOM = "tests/runtime/test_random.py::test_float64_forward_and_backward"
 
 RUNTIME: tuple[Fault, ...] = (
     Fault(
@@ -88,5 +90,54 @@ RUNTIME: tuple[Fault, ...] = (
         'theirs.block_mask == "ranges" and ours.block_mask != "ranges"',
         'theirs.block_mask == "none"',
         ("tests/runtime/test_kernels.py::test_a_plan_that_says_something_else_is_refused",),
+    ),
+    Fault(
+        "blocked: keys that fill up a tile count",
+        f"{BLOCKED}/tiles.py",
+        "allowed = mask.allowed(self._where(columns, heads)) & valid",
+        "allowed = mask.allowed(self._where(columns, heads)) & torch.ones_like(valid)",
+        (RANDOM,),
+    ),
+    Fault(
+        "blocked: key tiles of every residue class taken for those of the first",
+        f"{BLOCKED}/listed.py",
+        "tiles[mine[0] : mine[-1]] + residue * prod(tiling.k_tiles)",
+        "tiles[mine[0] : mine[-1]] + 0 * residue",
+        (RANDOM,),
+    ),
+    Fault(
+        "blocked: one head's bias added to all",
+        f"{BLOCKED}/strips.py",
+        "shape = (self.strip.heads, self.strip.rest,",
+        "shape = (self.strip.rest,",
+        (RANDOM,),
+    ),
+    Fault(
+        "blocked: NaN masked by adding to it",
+        f"{BLOCKED}/block.py",
+        "if rules.finite and value == -math.inf:",
+        "if value == -math.inf:",
+        (f"{TESTS}::test_what_is_no_number_stays_in_the_rows_that_see_it",),
+    ),
+    Fault(
+        "blocked: every score called small",
+        f"{BLOCKED}/attention.py",
+        "bound <= SAFE_SCORE",
+        "bound > 0",
+        (f"{TESTS}::test_scores_beyond_the_bound_take_the_running_maximum",),
+    ),
+    Fault(
+        "blocked: the host waits for the norms of a device",
+        f"{BLOCKED}/attention.py",
+        "if host_reads(q.device) and problem.plans:",
+        "if problem.plans:",
+        (f"{TESTS}::test_on_a_device_the_host_never_waits",),
+    ),
+    Fault(
+        "blocked: tasks that share a key head add at once",
+        f"{BLOCKED}/attention.py",
+        "group = math.lcm(*(",
+        "group = max(*(",
+        (f"{TESTS}::test_tasks_that_share_a_key_or_a_value_head_take_turns",),
     ),
 )

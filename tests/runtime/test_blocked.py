@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attncc
 from attncc import AttentionSpec, masks, normalizers, scores
+from attncc.ir.expr import Expr, Kind, Op, Table, apply, clamp, load, var
 from attncc.runtime.blocked import attention, run_backward, run_forward
+from attncc.runtime.blocked.formulas import _steady
 from attncc.runtime.blocked.problem import problem
 from attncc.runtime.blocked.strips import head_chunks
 from attncc.runtime.operands import Operands
@@ -70,6 +72,26 @@ def test_scores_beyond_the_bound_take_the_running_maximum() -> None:
     q, k, v = tensors()
     want = torch.nn.functional.scaled_dot_product_attention(q.double() * 100, k.double(), v.double(), is_causal=True)
     torch.testing.assert_close(kernel(masks.Causal())(q * 100, k, v).double(), want, rtol=0, atol=1e-4)
+
+
+Q, K = var("q0"), var("k0")
+
+
+@pytest.mark.parametrize(
+    ("value", "steady"),
+    [
+        (apply(Op.ABS, Q + 3 - K), True),
+        (clamp(K - Q + 4, 0, 8) * var("h"), True),
+        (load(Table("t", Kind.FLOAT, ("H", 9)), var("h"), K - Q), True),
+        (var("q1") + var("k1"), True),
+        (Q + K, False),
+        (Q * 2 - K * 2, False),  # so it is, but nobody proves it
+        (K % 4, False),
+        (load(Table("t", Kind.FLOAT, ("NQ",)), Q), False),
+    ],
+)
+def test_what_only_depends_on_the_distance_along_axis_0(value: Expr, steady: bool) -> None:
+    assert _steady(value) == steady
 
 
 # ---- nothing to attend to ----------------------------------------------------------------------------------------------------------
