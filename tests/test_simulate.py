@@ -149,15 +149,15 @@ def test_empty_and_full_masks() -> None:
 
 def test_report_round_trips_and_names_its_baseline() -> None:
     spec = a_spec(masks.Predicate(text="k < 0"), 64)
-    report = attncc.simulate(spec, "h100")
+    report = attncc.simulate(spec, "sm_90")
     data = json.loads(report.to_json())
     assert SpeedupReport.from_json(report.to_json()) == report
     assert data["flop_bound"] is None
-    assert data["predicted_speedup"] is None
+    assert data["predicted_speedup"] is None and "sm_90 is an architecture" in data["unpredicted"]
     assert data["baseline"] == "dense attention, same tiles"
     assert data["spec"] == spec.model_dump(mode="json")
     with pytest.raises(ValueError, match="frozen"):
-        report.exact = False  # type: ignore[misc]
+        report.exact = False
 
 
 def test_default_tiles_are_the_plans() -> None:

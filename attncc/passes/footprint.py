@@ -49,7 +49,7 @@ class Comfort:
 
 
 COMFORT = {
-    ("mma", 2): Comfort(160),
+    ("mma", 2): Comfort(160, registers_asked=255),
     ("wgmma", 2): Comfort(160, maps=0.75),
     ("tcgen05", 2): Comfort(140, maps=1.0, registers_asked=255),  # accumulators pass through registers whole
     ("mfma", 2): Comfort(150, maps=1.0, warps=(4,)),  # eight warps halve the registers of a thread

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from attncc.simulator.bounds import simulate
+from attncc.simulator.levels import simulate
+from attncc.simulator.predict import Prediction
 from attncc.simulator.report import SpeedupReport, TileCounts
 
-__all__ = ["SpeedupReport", "TileCounts", "simulate"]
+__all__ = ["Prediction", "SpeedupReport", "TileCounts", "simulate"]

@@ -17,7 +17,8 @@ from attncc.ir.values import evaluate
 from attncc.passes.block_mask import BlockMask
 from attncc.passes.given import Lengths, known_grid, known_tables
 from attncc.passes.tiles import Shape, unflatten
-from attncc.simulator.bounds import classify, simulate
+from attncc.simulator.bounds import classify
+from attncc.simulator.levels import simulate
 from attncc.simulator.report import SpeedupReport
 from attncc.spec.attention import AttentionSpec
 

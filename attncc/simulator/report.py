@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from attncc.simulator.predict import Prediction
 from attncc.spec.attention import AttentionSpec
 
 if TYPE_CHECKING:
@@ -52,8 +53,11 @@ class SpeedupReport(BaseModel):
     flop_bound: Bound = Field(description="all pairs / allowed pairs; infinite (null in JSON) where no pair is allowed")
     tile_bound: Bound = Field(description="tiles of the dense grid / visited tiles; infinite (null in JSON) where none is visited")
     predicted_speedup: float | None = Field(
-        default=None, description="the baseline's predicted time / the kernel's; null: this version has no time model yet"
+        default=None, description="the baseline's time / the kernel's; null where `unpredicted` says why"
     )
+    prediction: Prediction | None = Field(default=None, description="the kernel's time")
+    baseline_prediction: Prediction | None = Field(default=None, description="the time of what `predicted_speedup` is against")
+    unpredicted: str = Field(default="", description="why there are no times, where there are none")
     sparsity: float = Field(description="1 - allowed pairs / all pairs")
     block_sparse: bool = Field(description="whether no visited tile is partial, so that the kernel never evaluates the mask")
     exact: bool = Field(description="whether every tile was decided; if not, undecided ones count as partial and visited")
@@ -91,13 +95,20 @@ class SpeedupReport(BaseModel):
             "block-sparse: no tile needs its mask" if self.block_sparse else f"{_count(tiles.full)} full, {_count(tiles.partial)} partial"
         )
         undecided = "" if self.exact else ", undecided ones among the partial"
-        time = "the time model is not part of this version" if self.predicted_speedup is None else "time"
-        predicted = "-" if self.predicted_speedup is None else _factor(self.predicted_speedup)
         return [
             ("FLOP bound", _factor(self.flop_bound), f"pairs: {self.sparsity:.2%} are masked"),
             ("tile bound", _factor(self.tile_bound), f"tiles: {_count(tiles.visited)} of {_count(tiles.total)} visited"),
             ("", "", kinds + undecided),
-            ("prediction", predicted, time),
+            *self._times(),
+        ]
+
+    def _times(self) -> list[tuple[str, str, str]]:
+        if self.prediction is None or self.baseline_prediction is None or self.predicted_speedup is None:
+            return [("prediction", "-", self.unpredicted)]
+        ours, dense = self.prediction, self.baseline_prediction
+        return [
+            ("prediction", _factor(self.predicted_speedup), f"{_time(ours.milliseconds)}, limited by {ours.limit}"),
+            ("", "", f"{dense.kernel}: {_time(dense.milliseconds)}"),
         ]
 
     def __rich__(self) -> Any:
@@ -106,6 +117,10 @@ class SpeedupReport(BaseModel):
 
 def _grid(sides: tuple[int, ...]) -> str:
     return " × ".join(map(str, sides))
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds:.3g} ms" if milliseconds < 1000 else f"{milliseconds:,.0f} ms"
 
 
 def _factor(speedup: float) -> str:

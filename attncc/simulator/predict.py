@@ -1,0 +1,229 @@
+"""The time model: milliseconds of a planned kernel on a device, and what limits it.
+
+Work for each tile (`work`, or `instructions` where machine code is at hand) becomes cycles of an SM (`machine`); the rows of the block
+mask become blocks of so many tiles each, which the SMs take in turn; reads and writes of memory overlap with that as the pipeline says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from attncc.ir.graph import GraphOp, Node
+from attncc.passes.block_mask import BlockMask
+from attncc.passes.footprint import BYTES, Configuration, shared_bytes, thread_registers
+from attncc.passes.plan import KernelPlan
+from attncc.simulator.constants import Constants, Pipeline, Power, shipped
+from attncc.simulator.instructions import Compiled, compiled_work
+from attncc.simulator.machine import ARITHMETIC, UNITS, Floats, Sm, makespan, overlapped, seconds
+from attncc.simulator.work import Direction, TileWork, Work, tile_work
+from attncc.targets import Performance, Target
+
+LIMITS = {
+    "tensor": "matrix products", "exp": "exponentials", "fma": "float arithmetic", "integer": "integer arithmetic and masking",
+    "shared": "shared memory", "cache": "L2", "memory": "memory", "launch": "launches",
+}  # fmt: skip
+"""What a prediction calls the units that may limit a kernel."""
+RESERVED_SHARED = 1024
+"""Bytes of an SM's shared memory that each resident block costs beside its own (CUDA C++ Programming Guide)."""
+REGISTERS_BESIDE_TILES = 48
+"""Registers a thread needs for addresses, row states and loop control, where no machine code says."""
+
+
+class Prediction(BaseModel):
+    """Time of one launch (two with split keys) and where it goes; a prediction, not a measurement."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kernel: str = Field(description="what is timed")
+    milliseconds: float
+    limit: str = Field(description="the unit that is busy longest")
+    busy: dict[str, float] = Field(description="milliseconds that each unit is busy, all SMs at once")
+    blocks: int = Field(description="blocks that are launched")
+    blocks_per_sm: int = Field(description="blocks that an SM holds at once")
+    idle: float = Field(description="share of the SMs' time in which they have no block, at the end")
+    clock_hz: float = Field(description="mean clock while it runs")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a prediction is made for, beside the kernel: how many batch elements, which direction, how the machine behaves.
+
+    `splits` cuts the keys of every row into as many blocks, whose results a second launch merges. `repeats` runs in a row warm the device
+    up. `compiled` is what machine code says of the kernel.
+    """
+
+    target: Target
+    batch: int = 1
+    direction: Direction = "forward"
+    splits: int = 1
+    repeats: float = 1.0
+    pipeline: str = "triton"
+    constants: Constants = field(default_factory=shipped)
+    compiled: Compiled | None = None
+
+    @property
+    def device(self) -> Performance:
+        """What the target can do; a bare architecture has no such record and is never asked."""
+        assert self.target.performance is not None
+        return self.target.performance
+
+    @property
+    def overlap(self) -> Pipeline:
+        """How the kernel's units overlap."""
+        return self.constants.pipeline(self.pipeline)
+
+    @property
+    def power(self) -> Power | None:
+        """What is known of the clock under load."""
+        return self.constants.power.get(self.target.name)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tiles of each block of one launch, in its order: visited ones, and among them those that need no mask. And tokens of a head."""
+
+    visited: Floats
+    full: Floats
+    queries: int
+    keys: int
+
+    @staticmethod
+    def of(mask: BlockMask, heads: int, batch: int, descending: bool = False) -> Rows:
+        """The rows of a block mask, for every head and batch element."""
+        visited, full = _row_counts(mask)
+        rows = mask.tiling.rows
+        visited, full = (np.broadcast_to(x.reshape(mask.batch, mask.heads, rows), (batch, heads, rows)) for x in (visited, full))
+        step = -1 if descending else 1
+        tokens = (prod(mask.tiling.mask.query), prod(mask.tiling.mask.key))
+        return Rows(visited[..., ::step].reshape(-1), full[..., ::step].reshape(-1), *tokens)
+
+    @staticmethod
+    def dense(tiles: tuple[int, int], tokens: tuple[int, int], instances: int) -> Rows:
+        """Every key tile for every query tile, none masked."""
+        visited = np.full(tiles[0] * instances, float(tiles[1]))
+        return Rows(visited, visited, *tokens)
+
+
+def _row_counts(mask: BlockMask) -> tuple[Floats, Floats]:
+    if mask.axes is None:
+        lists = mask.lists
+        full = np.diff(lists.full_offsets).astype(np.float64)
+        return full + np.diff(lists.partial_offsets), full
+    rank, tiling = mask.tiling.rank, mask.tiling
+    index = np.indices((*tiling.mask.order, *tiling.q_tiles)).reshape(2 * rank, -1)
+    visited, full = (np.ones(index.shape[1]) for _ in range(2))
+    for a, axis in enumerate(mask.axes):
+        at = (index[a], index[rank + a])
+        visited *= axis.visited[at]
+        full *= axis.full[at]
+    return visited, full
+
+
+def predict(kernel: KernelPlan, rows: Rows, conditions: Conditions, name: str = "this kernel") -> Prediction:
+    """Predicts a planned kernel.
+
+    Args:
+        kernel: the plan; its tiles, type, expressions and masking policy decide the work of a tile.
+        rows: tiles of every block.
+        conditions: the machine, and what runs on it.
+        name: what the prediction says that it is of.
+    """
+    per_sm = blocks_per_sm(kernel, conditions)
+    sm = Sm(conditions.device, dtype_of(kernel), conditions.overlap, per_sm)
+    tiles = _work(kernel, conditions)
+    masked = rows.visited if kernel.mask_policy == "every tile" and conditions.compiled is None else rows.visited - rows.full
+    blocks = masked * sm.cycles(tiles.partial) + (rows.visited - masked) * sm.cycles(tiles.full)
+    blocks = np.repeat(blocks / conditions.splits, conditions.splits) * per_sm + conditions.overlap.block_cycles
+    end = makespan(blocks, conditions.device.sms * per_sm)
+    total = tiles.partial * float(masked.sum()) + tiles.full * float((rows.visited - masked).sum())
+    moving = memory_bytes(kernel, rows, conditions) / conditions.device.memory_bytes_per_second
+    return _prediction(name, conditions, sm, blocks, end, total, moving)
+
+
+def _prediction(name: str, c: Conditions, sm: Sm, blocks: Floats, end: float, total: Work, moving: float) -> Prediction:
+    device = c.device
+    busy = {unit: cycles / device.sms for unit, cycles in sm.by_unit(total).items()}
+    computing = seconds(end, busy["tensor"], device, c.power, c.repeats)
+    clock = end / computing if computing else device.clock_hz
+    launches = device.launch_seconds * (1 if c.splits == 1 else 2)
+    time = overlapped(computing, moving, max(c.overlap.overlap, 0.0)) + launches
+    spent = {unit: cycles / clock * 1e3 for unit, cycles in busy.items()} | {"memory": moving * 1e3, "launch": launches * 1e3}
+    slots = device.sms * sm.blocks
+    return Prediction(
+        kernel=name,
+        milliseconds=time * 1e3,
+        limit=_limit(spent),
+        busy={unit: spent[unit] for unit in (*UNITS, "memory", "launch")},
+        blocks=len(blocks),
+        blocks_per_sm=sm.blocks,
+        idle=1.0 - float(blocks.sum()) / (slots * end) if end else 0.0,
+        clock_hz=clock,
+    )
+
+
+def _limit(spent: Mapping[str, float]) -> str:
+    """The busiest unit. The stages of a softmax wait for each other: together they count as one, named by the busiest of them."""
+    arithmetic = sum(spent[unit] for unit in ARITHMETIC)
+    rest = {unit: time for unit, time in spent.items() if unit not in ARITHMETIC}
+    longest = max(rest, key=lambda unit: rest[unit])
+    if arithmetic <= rest[longest]:
+        return LIMITS[longest]
+    return LIMITS[max(ARITHMETIC, key=lambda unit: spent[unit])]
+
+
+def _work(kernel: KernelPlan, c: Conditions) -> TileWork:
+    if c.compiled is not None and c.direction == "forward":
+        return compiled_work(c.compiled, kernel)
+    return tile_work(kernel, c.direction)
+
+
+# ---- what a kernel takes of an SM, and of memory ---------------------------------------------------------------------------------------
+
+
+def dtype_of(kernel: KernelPlan) -> str:
+    """Element type of q, k and v."""
+    return str(kernel.graph.find(GraphOp.SCORES)[0].inputs[0]["dtype"])
+
+
+def blocks_per_sm(kernel: KernelPlan, c: Conditions) -> int:
+    """Blocks that an SM holds at once, by its shared memory, registers and threads; at least one."""
+    if c.target.backend == "cpu":
+        return 1
+    body, device = kernel.graph, c.device
+    configuration = Configuration(prod(kernel.q_tile), prod(kernel.k_tile), kernel.num_warps, kernel.num_stages, 1.0)
+    threads = kernel.num_warps * c.target.warp
+    shared = c.compiled.shared_bytes if c.compiled else shared_bytes(body, configuration, c.target)
+    planned = min(thread_registers(body, configuration, c.target) + REGISTERS_BESIDE_TILES, c.target.registers)
+    registers = c.compiled.registers if c.compiled else planned
+    return max(
+        1,
+        min(
+            device.shared_bytes_per_sm // (shared + RESERVED_SHARED),
+            device.registers_per_sm // (threads * registers),
+            device.threads_per_sm // threads,
+            device.blocks_per_sm,
+        ),
+    )
+
+
+def memory_bytes(kernel: KernelPlan, rows: Rows, c: Conditions) -> float:
+    """Bytes that must move: every operand once, the output once, twice as much again in backward; partial results of split keys."""
+    body = kernel.graph
+    heads, width = body.find(GraphOp.SCORES)[0].inputs[0]["shape"][1], body.find(GraphOp.COMBINE)[0].inputs[1]["shape"][3]
+    sizes = {"B": c.batch, "H": heads, "NQ": rows.queries, "NK": rows.keys}
+    read = sum(_bytes(n, sizes) for n in body.nodes() if n.op is GraphOp.INPUT and n.get("values") is None)
+    outputs = float(c.batch * heads * rows.queries * width)
+    written = outputs * BYTES[dtype_of(kernel)]
+    if c.direction == "backward":
+        return 2.0 * (read + written)
+    # Partial results are float32, written by one launch and read by the other.
+    return read + written + (2.0 * 4.0 * outputs * c.splits if c.splits > 1 else 0.0)
+
+
+def _bytes(node: Node, sizes: Mapping[Any, int]) -> float:
+    return float(prod(sizes.get(n, n) for n in node["shape"]) * BYTES.get(node["dtype"], 4))
