@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attncc.runtime.blocked.bands import BandPlan
-from attncc.runtime.blocked.block import SAFE_SCORE, Pointwise, Rules, ScoreMap, TileMask, attend, attend_backward
+from attncc.runtime.blocked.block import SAFE_SCORE, Pointwise, Rules, ScoreMap, TableSums, TileMask, attend, attend_backward
 from attncc.runtime.blocked.strips import HeadTensors, Strip, plan_strips
 from attncc.runtime.blocked.tiles import Slots, TilePlan, TileRun
 from attncc.runtime.blocked.workers import Turn, host_reads, run_tasks, worker_count
@@ -123,10 +123,10 @@ def _backward_tasks(problem: Problem, rules: Rules, operands: HeadTensors) -> di
     """Run the backward tasks; returns the gradients of the trained tables."""
     workers = worker_count(rules.like.device)
     tasks = problem.tasks(workers)
-    trained = problem.scores.trained if problem.scores is not None else {}
-    tables = {name: torch.zeros(x.shape, dtype=rules.dtype, device=x.device) for name, x in trained.items()}
+    tables = TableSums(problem.scores, rules.dtype).tables
     turns = _turns(problem, tasks, bool(tables))
     run_tasks([partial(_backward_task, rules, operands, tables, *task) for task in zip(tasks, turns, strict=True)], workers)
+    trained = {} if problem.scores is None else problem.scores.trained
     return {name: total.to(trained[name].dtype) for name, total in tables.items()}
 
 
@@ -145,11 +145,12 @@ def _turns(problem: Problem, tasks: Sequence[Task], one_by_one: bool) -> list[Tu
 @torch.no_grad()
 def _backward_task(rules: Rules, operands: HeadTensors, tables: dict[str, Tensor], task: Task, turn: Turn) -> None:
     try:
-        own = {name: torch.zeros_like(total) for name, total in tables.items()}
+        sums = TableSums(rules.scores, rules.dtype)
         loaded = task.load(rules, operands)
         for block in loaded.blocks():
-            attend_backward(rules, block, own)
+            attend_backward(rules, block, sums)
         loaded.store()
+        own = sums.finish()
         turn.wait()
         loaded.add_sums()
         for name, found in own.items():

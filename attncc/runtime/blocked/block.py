@@ -56,6 +56,41 @@ class ScoreMap:
     trained: dict[str, Tensor] = field(default_factory=dict)
 
 
+class TableSums:
+    """One task's share of the gradients of trained tables.
+
+    Where an additive map is steady, blocks of one shape read the same entries: their gradients are added up before they are
+    scattered, which costs many times as much.
+    """
+
+    def __init__(self, scores: ScoreMap | None, dtype: torch.dtype) -> None:
+        self.scores = scores
+        trained = {} if scores is None else scores.trained
+        self.tables = {name: torch.zeros(x.shape, dtype=dtype, device=x.device) for name, x in trained.items()}
+        self._waiting: dict[object, tuple[Where, Tensor]] = {}
+
+    def through(self, s: Tensor, grad: Tensor, where: Where) -> Tensor:
+        """The gradient of scaled scores from that of the mapped ones, as `ScoreMap.vjp`."""
+        assert self.scores is not None
+        if self.scores.offset is None or (self.tables and (where.shape is None or not self.scores.steady)):
+            return self.scores.vjp(s, grad, where, self.tables)
+        if where.shape in self._waiting:
+            self._waiting[where.shape][1].add_(grad)
+        elif self.tables:
+            if sum(x.nbytes for _, x in self._waiting.values()) > KEPT_BYTES:
+                self.finish()
+            self._waiting[where.shape] = (where, grad.clone())
+        return grad
+
+    def finish(self) -> dict[str, Tensor]:
+        """The gradients by name, with all that waited."""
+        for where, grad in self._waiting.values():
+            assert self.scores is not None
+            self.scores.vjp(grad, grad, where, self.tables)
+        self._waiting.clear()
+        return self.tables
+
+
 @dataclass(frozen=True)
 class Pointwise:
     """A normalizer without a row sum: weight `value(s)` and its derivative `slope(s)`, both 0 at -inf.
@@ -282,8 +317,8 @@ def _mask(rules: Rules, s: Tensor, piece: Piece, value: float) -> None:
             part.masked_fill_(mask < 0, value)
 
 
-def attend_backward(rules: Rules, block: Block, inputs: dict[str, Tensor]) -> None:
-    """Fill row "dq", add to every piece's dk and dv and to `inputs`.
+def attend_backward(rules: Rules, block: Block, sums: TableSums) -> None:
+    """Fill row "dq", add to every piece's dk and dv and to the gradients of tables.
 
     Needs rows "q" and "grad_out", for softmax also "out" and "lse" (+inf where no key is allowed), perhaps "grad_lse".
     """
@@ -291,7 +326,7 @@ def attend_backward(rules: Rules, block: Block, inputs: dict[str, Tensor]) -> No
     grad_out, delta, lse = _row_gradients(rules, block)
     total: Tensor | None = None
     for piece in block.pieces:
-        weights, ds = _score_gradients(rules, block, piece, (grad_out, delta, lse), inputs)
+        weights, ds = _score_gradients(rules, block, piece, (grad_out, delta, lse), sums)
         matrices, columns = piece.k.shape[0], piece.k.shape[1]
         assert piece.dk is not None and piece.dv is not None
         values = piece.v.shape[0]
@@ -328,7 +363,7 @@ def _score_gradients(
     block: Block,
     piece: Piece,
     rowwise: tuple[Tensor, Tensor | None, Tensor | None],
-    inputs: dict[str, Tensor],
+    sums: TableSums,
 ) -> tuple[Tensor, Tensor]:
     """Weights of one piece and the gradient of its scaled scores, both [*lead, rows, columns]."""
     grad_out, delta, lse = rowwise
@@ -347,7 +382,7 @@ def _score_gradients(
         ds.sub_(delta).mul_(weights)
     if rules.scores is not None:
         assert piece.where is not None
-        ds = rules.scores.vjp(raw, ds, piece.where, inputs)
+        ds = sums.through(raw, ds, piece.where)
         if not rules.finite:
             _mask(rules, ds, piece, 0.0)
     return weights, ds
