@@ -151,6 +151,34 @@ def test_tasks_that_share_a_key_or_a_value_head_take_turns() -> None:
     assert head_chunks(range(6), (6, 3, 2), 4) == [range(i, i + 1) for i in range(6)]
 
 
+# ---- types and modes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["predicate", "bias", "sigmoid", "dilated", "two tables"])
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    case = Case(name, dtype)
+    leaves, got, want = case.leaves, case.run(), case.oracle()
+    limit = 1e-3 if dtype is torch.float16 else 1e-2
+    assert (got["output"].double() - want["output"]).norm() <= limit * want["output"].norm()
+    ours, theirs = gradients(got, leaves), gradients(want, leaves)
+    for leaf, x in leaves.items():
+        assert ours[leaf].dtype == x.dtype
+        assert (ours[leaf].double() - theirs[leaf].double()).norm() <= 2 * limit * theirs[leaf].double().norm() + 1e-30
+
+
+@pytest.mark.parametrize("name", ["window", "predicate", "bias"])
+def test_what_inference_mode_made_serves_training(name: str) -> None:
+    case = Case(name, torch.float64)
+    case.kernel()
+    with torch.inference_mode():
+        case.run()
+    leaves, want = case.leaves, case.oracle()
+    found, theirs = gradients(case.run(), leaves), gradients(want, leaves)
+    for leaf in leaves:
+        torch.testing.assert_close(found[leaf], theirs[leaf], rtol=0, atol=1e-9)
+
+
 # ---- devices -----------------------------------------------------------------------------------------------------------------------
 
 

@@ -111,6 +111,7 @@ class Kept:
 
     def __init__(self) -> None:
         self._kept: dict[object, Tensor] = {}
+        self._bytes = 0
 
     def __call__(self, key: object, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
         """What is kept under `key` on a device, made if there is nothing."""
@@ -118,9 +119,11 @@ class Kept:
             return make()
         found = self._kept.get(key)
         if found is None:
-            if sum(x.nbytes for x in list(self._kept.values())) > KEPT_BYTES:
+            if self._bytes > KEPT_BYTES:
                 self._kept.clear()
+                self._bytes = 0
             found = self._kept[key] = make()
+            self._bytes += found.nbytes
         return found
 
 
