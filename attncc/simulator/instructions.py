@@ -62,11 +62,13 @@ def loop_work(loop: Loop, threads: int) -> Work:
 def compiled_work(compiled: Compiled, kernel: KernelPlan) -> TileWork:
     """Work for each tile as the machine code has it; the plan's where no loop computes a tile.
 
-    The compiler may print a loop twice, once with the work between two rows of tiles in it; the shorter copy counts.
+    The compiler may print a loop twice, once with the work between two rows of tiles in it, and peel parts off it; of the loops that
+    compute whole tiles, the shorter copy counts.
     """
     planned = tile_work(kernel)
     pairs = prod(kernel.q_tile) * prod(kernel.k_tile)
-    whole = [w for loop in compiled.loops if (w := loop_work(loop, compiled.threads)).exp + w.fma >= 0.9 * pairs]
+    counted = [loop_work(loop, compiled.threads) for loop in compiled.loops]
+    whole = [w for w in counted if w.exp >= 0.9 * planned.full.exp and w.fma + w.integer >= pairs]
     loops = sorted(whole, key=lambda w: w.exp + w.fma + w.integer)
     if not loops:
         return planned
