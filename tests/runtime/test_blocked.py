@@ -212,7 +212,7 @@ def test_on_a_device_the_host_never_waits(name: str, as_on_a_device: None, monke
     trained = frozenset(name for name in leaves if name in tables)
     q, k, v = (x.detach() for x in (case.q, case.k, case.v))
     operands = Operands(q, k, v, tables, tuple(shape["tokens"]), tuple(shape["key_tokens"]), trained)
-    monkeypatch.setattr("attncc.runtime.blocked.block.capturing", lambda device: True)
+    monkeypatch.setattr("attncc.runtime.blocked.rules.capturing", lambda device: True)
     with NoWaiting():
         rows, lse = run_forward(program.kernel, operands)
         run_backward(program.kernel, operands, rows, lse, torch.ones_like(rows), lse)

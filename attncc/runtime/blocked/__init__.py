@@ -2,7 +2,8 @@
 
 `problem` turns a call into what the engine takes: `banded` where the mask is a product of bands (or documents packed in order), else
 `listed`, by its block mask; `formulas` makes score maps and weights of the plan's graph. `attention` runs it forward and backward in
-independent tasks on `workers`: `strips` of `bands`, or runs of `tiles`. Either yields blocks, which `block` computes.
+independent tasks on `workers`: `strips` of `bands`, or runs of `tiles`. Either yields blocks, which `block` computes by the call's
+`rules`.
 """
 
 from __future__ import annotations

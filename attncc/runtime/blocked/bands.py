@@ -1,8 +1,8 @@
 """Row tiles and key runs of a banded mask: what the blocked engine visits, and with which additive mask.
 
 A banded mask allows key `k` for query `q` iff, on every axis `a`, `lo[a][q_a] <= k_a <= hi[a][q_a]` and
-`k_a % step_a == q_a % step_a`.  Causal, windows, neighborhoods (stride and dilation included), prefixes, sorted
-documents and their intersections have this form.  Every axis is planned alone; the product is formed on the way.
+`k_a % step_a == q_a % step_a`. Causal, windows, neighborhoods (stride and dilation included), prefixes, sorted
+documents and their intersections have this form. Every axis is planned alone; the product is formed on the way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attncc.runtime.blocked.block import Kept, Part
+from attncc.runtime.blocked.block import Part
+from attncc.runtime.blocked.rules import Kept
 
 # What one visited block costs beside its pairs (operator calls, gathers), in query-key pairs.
 OVERHEAD_PAIRS = 16384

@@ -1,208 +1,22 @@
 """One block of attention in torch: a few row tiles against the keys they visit, forward and (recomputing) backward.
 
-All matrix products are batched; scores live in reused scratch of cache size.  Softmax works in base 2: exp2 has no slow
-path for -inf or underflow, exp has one on some CPUs (5 to 50 times slower).
+All matrix products are batched; scores live in reused scratch of cache size. Softmax works in base 2: exp2 has no slow path for -inf or
+underflow, exp has one on some CPUs (5 to 50 times slower).
 """
 
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attncc.runtime.blocked.workers import capturing
+from attncc.runtime.blocked.rules import LOG2E, Rules, TableSums, Where
 
-LOG2E = math.log2(math.e)
-# |s| up to this needs no row maximum: sums of exp(s) stay far inside float32.
-SAFE_SCORE = 60.0
 # Smaller exponents (relative to the row maximum) weigh 0: denormal weights would slow the matrix product many times.
 LEAST_EXPONENT = -120.0
-KEPT_BYTES = 32 << 20
-
-
-class Where(NamedTuple):
-    """Positions of a score block: integer tensors that broadcast to its shape [..., rows, columns].
-
-    Blocks with an equal `shape` have equal positions but for a shift along axis 0, the same for queries and keys; None says nothing.
-    """
-
-    b: Tensor
-    h: Tensor
-    q: Tensor
-    k: Tensor
-    shape: object = None
-
-
-@dataclass(frozen=True)
-class ScoreMap:
-    """A map on scaled scores, before the mask.
-
-    `value(s, where)` leaves `s` as it is; `vjp(s, grad, where, grads)` returns the gradient of `s` and adds those of the `trained`
-    tables to `grads`. A map that only adds something to s says what in `offset`; then neither reads `s`, and where the offset is
-    `steady` it depends on the shape of the positions only. `bound` is one of |value| for every s; `tables` are the float tables read.
-    """
-
-    value: Callable[[Tensor, Where], Tensor]
-    vjp: Callable[[Tensor, Tensor, Where, dict[str, Tensor]], Tensor]
-    offset: Callable[[Where], Tensor] | None = None
-    steady: bool = False
-    bound: float = math.inf
-    tables: tuple[Tensor, ...] = ()
-    trained: dict[str, Tensor] = field(default_factory=dict)
-
-
-class TableSums:
-    """One task's share of the gradients of trained tables.
-
-    Where an additive map is steady, blocks of one shape read the same entries: their gradients are added up before they are
-    scattered, which costs many times as much.
-    """
-
-    def __init__(self, scores: ScoreMap | None, dtype: torch.dtype) -> None:
-        self.scores = scores
-        trained = {} if scores is None else scores.trained
-        self.tables = {name: torch.zeros(x.shape, dtype=dtype, device=x.device) for name, x in trained.items()}
-        self._waiting: dict[object, tuple[Where, Tensor]] = {}
-
-    def through(self, s: Tensor, grad: Tensor, where: Where) -> Tensor:
-        """The gradient of scaled scores from that of the mapped ones, as `ScoreMap.vjp`."""
-        assert self.scores is not None
-        if self.scores.offset is None or (self.tables and (where.shape is None or not self.scores.steady)):
-            return self.scores.vjp(s, grad, where, self.tables)
-        if where.shape in self._waiting:
-            self._waiting[where.shape][1].add_(grad)
-        elif self.tables:
-            if sum(x.nbytes for _, x in self._waiting.values()) > KEPT_BYTES:
-                self.finish()
-            self._waiting[where.shape] = (where, grad.clone())
-        return grad
-
-    def finish(self) -> dict[str, Tensor]:
-        """The gradients by name, with all that waited."""
-        for where, grad in self._waiting.values():
-            assert self.scores is not None
-            self.scores.vjp(grad, grad, where, self.tables)
-        self._waiting.clear()
-        return self.tables
-
-
-@dataclass(frozen=True)
-class Pointwise:
-    """A normalizer without a row sum: weight `value(s)` and its derivative `slope(s)`, both 0 at -inf.
-
-    Neither overwrites its argument.
-    """
-
-    value: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor], Tensor]
-
-
-class Kept:
-    """What blocks add to scores (masks, offsets), made so far; at most about `KEPT_BYTES` of it.
-
-    Worker threads share one: two may make the same, none may rely on finding one. What a CUDA graph captures is made anew: kept, it
-    would be used before the graph has computed it, or freed before the graph runs again.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[object, Tensor] = {}
-        self._bytes = 0
-
-    def __call__(self, key: object, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
-        """What is kept under `key` on a device, made if there is nothing."""
-        if capturing(device):
-            return make()
-        found = self._kept.get(key)
-        if found is None:
-            if self._bytes > KEPT_BYTES:
-                self._kept.clear()
-                self._bytes = 0
-            found = self._kept[key] = make()
-            self._bytes += found.nbytes
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class TileMask:
-    """The mask of partial tiles, asked at every head where `by_head` says so, else at the first of those computed together."""
-
-    allowed: Callable[[Where], Tensor]
-    by_head: bool
-    made: Kept = field(default_factory=Kept)
-
-
-class Scratch:
-    """Reused contiguous buffers, one a slot."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
-        self._buffers: dict[str, Tensor] = {}
-        self._views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-
-    def take(self, slot: str, shape: tuple[int, ...]) -> Tensor:
-        """An uninitialised tensor of `shape`; it shares memory with what the slot gave before."""
-        view = self._views.get((slot, shape))
-        if view is None:
-            size = math.prod(shape)
-            if slot not in self._buffers or self._buffers[slot].numel() < size:
-                self._views = {key: x for key, x in self._views.items() if key[0] != slot}
-                self._buffers[slot] = self.like.new_empty(size)
-            view = self._views[slot, shape] = self._buffers[slot][:size].view(shape)
-        return view
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What turns scores into weights, the same for every block.
-
-    `bounded`: no score can overflow exp. `finite`: no score is NaN or infinite, so that adding -inf masks it. `like` has the compute
-    dtype and device; `mask` is that of tile plans.
-    """
-
-    scale: float
-    scores: ScoreMap | None
-    pointwise: Pointwise | None
-    bounded: bool
-    finite: bool
-    like: Tensor
-    mask: TileMask | None = None
-    offsets: Kept = field(default_factory=Kept)
-    _local: threading.local = field(default_factory=threading.local)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype blocks are computed in."""
-        return self.like.dtype
-
-    @property
-    def factor(self) -> float:
-        """What q k^T is multiplied by: the scores of a softmax go to base 2 at once, unless a map is to see them first."""
-        return self.scale * self.base if self.scores is None or self.scores.offset is not None else self.scale
-
-    @property
-    def base(self) -> float:
-        """The factor that brings scores to the base of the exponential that follows."""
-        return LOG2E if self.pointwise is None else 1.0
-
-    def offset(self, where: Where) -> Tensor:
-        """What an additive map adds to scores, which are in their base already."""
-        assert self.scores is not None and self.scores.offset is not None
-        add = self.scores.offset
-        if where.shape is None or not self.scores.steady:
-            return add(where) * self.base
-        return self.offsets(where.shape, self.like.device, lambda: add(where) * self.base)
-
-    def scratch(self, slot: str, shape: tuple[int, ...]) -> Tensor:
-        """This thread's reused buffer `slot`, uninitialised."""
-        if not hasattr(self._local, "scratch"):
-            self._local.scratch = Scratch(self.like)
-        buffers: Scratch = self._local.scratch
-        return buffers.take(slot, shape)
 
 
 class Part(NamedTuple):

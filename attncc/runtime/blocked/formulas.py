@@ -19,7 +19,7 @@ from attncc.ir.intervals import interval
 from attncc.ir.rows import SCORE
 from attncc.ir.values import evaluate, evaluate_all
 from attncc.passes.tiles import Shape
-from attncc.runtime.blocked.block import Pointwise, ScoreMap, Where
+from attncc.runtime.blocked.rules import Pointwise, ScoreMap, Where
 from attncc.runtime.operands import Operands
 
 Env = dict[str, Any]

@@ -17,8 +17,8 @@ from attncc.ir.expr import const, tables
 from attncc.passes.block_mask import BlockMask, block_mask
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import BoundMask, Shape, bind, ceildiv
-from attncc.runtime.blocked.block import TileMask
 from attncc.runtime.blocked.formulas import Places
+from attncc.runtime.blocked.rules import TileMask
 from attncc.runtime.blocked.tiles import Entries, Ints, Slots, TilePlan
 from attncc.runtime.blocked.workers import host_reads
 from attncc.runtime.operands import Operands

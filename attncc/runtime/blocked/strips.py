@@ -1,8 +1,8 @@
 """Cuts a banded plan into strips, the tasks of the worker threads.
 
-A strip is a run of tiles of axis 0 times one tile of every other axis, for some heads.  Copied to contiguous scratch it
+A strip is a run of tiles of axis 0 times one tile of every other axis, for some heads. Copied to contiguous scratch it
 is a 1-D problem: the keys of each of its row tiles are one run of its key rows, so blocks are views and one copy serves
-many tiles.  A 1-D problem is not copied at all.
+many tiles. A 1-D problem is not copied at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from attncc.runtime.blocked.bands import AxisTile, BandPlan
-from attncc.runtime.blocked.block import Block, Part, Piece, Rules, Where
+from attncc.runtime.blocked.block import Block, Part, Piece
+from attncc.runtime.blocked.rules import Rules, Where
 
 # Scores of one block: about one core's L2; smaller blocks cost more in operator calls than they save in misses.
 BLOCK_SCORES = 1 << 19

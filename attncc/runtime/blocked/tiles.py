@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from attncc.passes.tiles import Shape, ceildiv
-from attncc.runtime.blocked.block import Block, Part, Piece, Rules, TileMask, Where
+from attncc.runtime.blocked.block import Block, Part, Piece
+from attncc.runtime.blocked.rules import Rules, TileMask, Where
 from attncc.runtime.blocked.strips import BLOCK_SCORES, MAX_KEYS, HeadTensors, head_chunks, split_tokens
 
 Ints = npt.NDArray[np.int64]

@@ -1,7 +1,7 @@
 """Runs independent block tasks on CPU worker threads, one torch thread each.
 
 Torch alone would split every small operator over its threads and wait for all of them a dozen times a block; on a
-shared machine each wait can cost a scheduler slice.  Here a thread keeps its block in its own L2 and waits once.
+shared machine each wait can cost a scheduler slice. Here a thread keeps its block in its own L2 and waits once.
 """
 
 from __future__ import annotations
