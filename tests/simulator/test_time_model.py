@@ -63,6 +63,13 @@ def test_nothing_is_fitted_to_the_published_rows() -> None:
     assert calibrate.fit(rows, SHIPPED.power, "triton") == SHIPPED.pipelines["triton"]
 
 
+def test_the_page_has_the_table() -> None:
+    page = (simulator.ROOT / "docs" / "simulator.md").read_text(encoding="utf-8")
+    cells = [[cell.strip(" *") for cell in line.split("|")] for line in page.replace("\u2212", "-").replace(" %", "%").splitlines()]
+    for line in simulator.lines(simulator.rows()):
+        assert ["", *line, ""] in cells
+
+
 def _numbers(data: Any) -> list[float]:
     if isinstance(data, (dict, list)):
         return [n for x in (data.values() if isinstance(data, dict) else data) for n in _numbers(x)]
