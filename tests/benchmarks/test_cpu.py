@@ -44,6 +44,13 @@ def test_a_case_is_measured_where_nothing_compiles(monkeypatch: pytest.MonkeyPat
         assert found["flex"].startswith("ZeroDivisionError")
 
 
+@pytest.mark.parametrize("at", range(3, 7))
+def test_cases_without_flex_are_measured(at: int) -> None:
+    case = cpu.cases(36 * 36)[at]
+    found = cpu.measure(case, rounds=1)
+    assert set(found["forward_ms"]) == {"attncc", "sdpa"} and found["flex"] == "not compared"
+
+
 def test_memory_is_that_of_the_pass() -> None:
     found = cpu.measured_memory(2048)
     assert found["input_bytes"] == 3 * 4 * 2048 * 64 * 4
