@@ -56,11 +56,12 @@ def test_verdicts(project: Path) -> None:
         replace(ADD, name="does not import", new="a +* b"),
         replace(ADD, name="ambiguous", old="return a", new="return b"),
         replace(ADD, name="gone", file="nowhere.py"),
+        replace(ADD, name="crashes", old="return a + b", new="__import__('os').kill(__import__('os').getpid(), 11)"),
     ]
     verdicts = list(judge_all(faults, project))
-    assert [verdict.caught for verdict in verdicts] == [True, False, False, False, False, False]
+    assert [verdict.caught for verdict in verdicts] == [True, False, False, False, False, False, True]
     assert verdicts[1].missed == verdicts[2].missed == ("tests/test_sums.py::test_twice",)
-    assert [bool(verdict.problem) for verdict in verdicts] == [False, False, False, True, True, True]
+    assert [bool(verdict.problem) for verdict in verdicts] == [False, False, False, True, True, True, False]
     assert (project / "sums.py").read_text() == SUMS
 
 

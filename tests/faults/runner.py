@@ -105,6 +105,8 @@ def failures(tree: Path, tests: Sequence[str], interpret: bool, limit: float) ->
             timeout=limit,
             stdin=subprocess.DEVNULL,
         )
+    if process.returncode < 0:  # killed by a signal: the fault reads or writes memory that is not its own
+        return list(tests)
     if process.returncode not in (0, TESTS_FAILED):
         last = (process.stdout + process.stderr).strip().splitlines()[-1:]
         raise CannotJudge(f"the tests did not run: {''.join(last)}")
