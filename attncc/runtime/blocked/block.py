@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attncc.runtime.blocked.rules import LOG2E, Rules, TableSums, Where
+from attncc.runtime.blocked.rules import LOG2E, Place, Rules, TableSums
 
 # Smaller exponents (relative to the row maximum) weigh 0: denormal weights would slow the matrix product many times.
 LEAST_EXPONENT = -120.0
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     k: Tensor
     v: Tensor
     parts: list[Part]
-    where: Where | None = None
+    place: Place | None = None
     dk: Tensor | None = None
     dv: Tensor | None = None
 
@@ -115,11 +115,11 @@ def _raw_scores(rules: Rules, block: Block, piece: Piece, slot: str) -> Tensor:
 def _mapped(rules: Rules, s: Tensor, piece: Piece) -> Tensor:
     """Scores after map and mask, in their base; overwrites `s` where no map needs to see it again."""
     if rules.scores is not None:
-        assert piece.where is not None
+        assert piece.place is not None
         if rules.scores.offset is not None:
-            s.add_(rules.offset(piece.where))
+            s.add_(rules.offset(piece.place))
         else:
-            s = rules.scores.value(s, piece.where) * rules.base
+            s = rules.scores.value(s, piece.place.where()) * rules.base
     _mask(rules, s, piece, -math.inf)
     return s
 
@@ -198,8 +198,8 @@ def _score_gradients(
         assert delta is not None
         ds.sub_(delta).mul_(weights)
     if rules.scores is not None:
-        assert piece.where is not None
-        ds = sums.through(raw, ds, piece.where)
+        assert piece.place is not None
+        ds = sums.through(raw, ds, piece.place)
         if not rules.finite:
             _mask(rules, ds, piece, 0.0)
     return weights, ds

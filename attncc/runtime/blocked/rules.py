@@ -18,15 +18,21 @@ KEPT_BYTES = 32 << 20
 
 
 class Where(NamedTuple):
-    """Positions of a score block: integer tensors that broadcast to its shape [..., rows, columns].
-
-    Blocks with an equal `shape` have equal positions but for a shift along axis 0, the same for queries and keys; None says nothing.
-    """
+    """Positions of a score block: integer tensors that broadcast to its shape [..., rows, columns]."""
 
     b: Tensor
     h: Tensor
     q: Tensor
     k: Tensor
+
+
+class Place(NamedTuple):
+    """Where a score block lies; its positions are made when asked for.
+
+    Blocks with an equal `shape` have equal positions but for a shift along axis 0, the same for queries and keys; None says nothing.
+    """
+
+    where: Callable[[], Where]
     shape: object = None
 
 
@@ -61,17 +67,17 @@ class TableSums:
         self.tables = {name: torch.zeros(x.shape, dtype=dtype, device=x.device) for name, x in trained.items()}
         self._waiting: dict[object, tuple[Where, Tensor]] = {}
 
-    def through(self, s: Tensor, grad: Tensor, where: Where) -> Tensor:
+    def through(self, s: Tensor, grad: Tensor, place: Place) -> Tensor:
         """The gradient of scaled scores from that of the mapped ones, as `ScoreMap.vjp`."""
         assert self.scores is not None
-        if self.scores.offset is None or (self.tables and (where.shape is None or not self.scores.steady)):
-            return self.scores.vjp(s, grad, where, self.tables)
-        if where.shape in self._waiting:
-            self._waiting[where.shape][1].add_(grad)
+        if self.scores.offset is None or (self.tables and (place.shape is None or not self.scores.steady)):
+            return self.scores.vjp(s, grad, place.where(), self.tables)
+        if place.shape in self._waiting:
+            self._waiting[place.shape][1].add_(grad)
         elif self.tables:
             if sum(x.nbytes for _, x in self._waiting.values()) > KEPT_BYTES:
                 self.finish()
-            self._waiting[where.shape] = (where, grad.clone())
+            self._waiting[place.shape] = (place.where(), grad.clone())
         return grad
 
     def finish(self) -> dict[str, Tensor]:
@@ -181,13 +187,13 @@ class Rules:
         """The factor that brings scores to the base of the exponential that follows."""
         return LOG2E if self.pointwise is None else 1.0
 
-    def offset(self, where: Where) -> Tensor:
+    def offset(self, place: Place) -> Tensor:
         """What an additive map adds to scores, which are in their base already."""
         assert self.scores is not None and self.scores.offset is not None
         add = self.scores.offset
-        if where.shape is None or not self.scores.steady:
-            return add(where) * self.base
-        return self.offsets(where.shape, self.like.device, lambda: add(where) * self.base)
+        if place.shape is None or not self.scores.steady:
+            return add(place.where()) * self.base
+        return self.offsets(place.shape, self.like.device, lambda: add(place.where()) * self.base)
 
     def scratch(self, slot: str, shape: tuple[int, ...]) -> Tensor:
         """This thread's reused buffer `slot`, uninitialised."""

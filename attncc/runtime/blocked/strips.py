@@ -11,13 +11,14 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from attncc.runtime.blocked.bands import AxisTile, BandPlan
 from attncc.runtime.blocked.block import Block, Part, Piece
-from attncc.runtime.blocked.rules import Rules, Where
+from attncc.runtime.blocked.rules import Place, Rules, Where
 
 # Scores of one block: about one core's L2; smaller blocks cost more in operator calls than they save in misses.
 BLOCK_SCORES = 1 << 19
@@ -153,8 +154,12 @@ class LoadedStrip:
     def _piece(self, tile: AxisTile, parts: list[Part], first: int, a: int, b: int) -> Piece:
         """Columns [a, b) of the tile's key run, which begins at row `first` of the strip's keys."""
         run = {name: x.narrow(1, first + a, b - a) for name, x in self.keys.items()}
-        where = None if self.rules.scores is None else self._where(tile, a, b)
-        return Piece(run["k"], run["v"], _clip(parts, a, b), where, run.get("dk"), run.get("dv"))
+        place = None if self.rules.scores is None else self._place(tile, a, b)
+        return Piece(run["k"], run["v"], _clip(parts, a, b), place, run.get("dk"), run.get("dv"))
+
+    def _place(self, tile: AxisTile, a: int, b: int) -> Place:
+        shape = (self.strip.heads, self.strip.rest, tile.q.start % tile.q.step, tile.k.start - tile.q.start, len(tile.q), a, b)
+        return Place(partial(self._where, tile, a, b), shape)
 
     def _where(self, tile: AxisTile, a: int, b: int) -> Where:
         device, query_heads = self.rules.like.device, self.operands.heads[0]
@@ -162,8 +167,7 @@ class LoadedStrip:
         tiles = (tile, *self.strip.rest)
         q = flat_tokens([t.q for t in tiles], self.strip.plan.grid, device)[:, None]
         k = flat_tokens([t.k for t in tiles], self.strip.plan.key_grid, device)[a:b]
-        shape = (self.strip.heads, self.strip.rest, tile.q.start % tile.q.step, tile.k.start - tile.q.start, len(tile.q), a, b)
-        return Where(h // query_heads, h % query_heads, q, k, shape)
+        return Where(h // query_heads, h % query_heads, q, k)
 
 
 def _clip(parts: list[Part], a: int, b: int) -> list[Part]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attncc.passes.tiles import Shape, ceildiv
 from attncc.runtime.blocked.block import Block, Part, Piece
-from attncc.runtime.blocked.rules import Rules, TileMask, Where
+from attncc.runtime.blocked.rules import Place, Rules, TileMask, Where
 from attncc.runtime.blocked.strips import BLOCK_SCORES, MAX_KEYS, HeadTensors, head_chunks, split_tokens
 
 Ints = npt.NDArray[np.int64]
@@ -209,8 +209,8 @@ class LoadedRun:
             dk, dv = (self._own_sum(name, x, index, a) for name, x in self.operands.sums.items())
         full = max(self.run.full - a, 0)
         parts = [] if full >= b - a else [self._part(columns[:, full:], full, (a, b))]
-        where = None if self.rules.scores is None else self._where(columns, self.run.heads)
-        return Piece(k, v, parts, where, dk, dv)
+        place = None if self.rules.scores is None else Place(partial(self._where, columns, self.run.heads))
+        return Piece(k, v, parts, place, dk, dv)
 
     def _key_tiles(self, name: str, x: Tensor, index: Tensor) -> Tensor:
         """Key tiles of `x` as [key heads * row tiles, columns, width]."""
