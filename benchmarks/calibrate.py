@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from attncc.simulator.bounds import classify
 from attncc.simulator.constants import Constants, Pipeline, Power, shipped
 from attncc.simulator.predict import Conditions, Rows, predict
 from attncc.targets import target
+from benchmarks.gpu.cases import Case, by_name
 from benchmarks.workers import ROOT
 
 FOLDER = ROOT / "benchmarks" / "calibration"
@@ -137,25 +138,24 @@ def calibrate(extra: Sequence[Measured] = ()) -> Constants:
 
 
 def from_results(path: Path) -> list[Measured]:
-    """Dense and causal rows of a results file of `python -m benchmarks.gpu`, as measured kernels.
+    """Dense and causal cases of a results file of `python -m benchmarks.gpu`, as measured kernels.
 
     Raises:
-        ValueError: a file without any such row.
+        ValueError: a file without any such case.
     """
-    found = [row for record in json.loads(path.read_text(encoding="utf-8"))["cases"] for row in _row(record)]
+    cases: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["cases"]
+    found = [row for name, parts in cases.items() for row in _row(by_name(name), parts.get("times", {}))]
     if not found:
         raise ValueError(f"{path}: no case of 16-bit dense or causal attention on one axis with a time")
     return found
 
 
-def _row(record: dict[str, Any]) -> Iterator[Measured]:
-    spec = record.get("spec", {})
-    kind = spec.get("mask", {}).get("kind")
-    time = record.get("attncc", {}).get("ms")
-    if time and kind in ("full", "causal") and not spec.get("scores") and spec["dtype"] in ("float16", "bfloat16"):
-        tokens, batch = math.prod(record["tokens"]), record.get("batch", 1)
-        row = Measured("triton", spec["head_dim"], kind == "causal", tokens, spec["heads"], batch, 1.0)
-        yield Measured(**{**row.__dict__, "tflops": row.seconds / (time / 1e3)})
+def _row(case: Case, times: dict[str, Any]) -> Iterator[Measured]:
+    spec, ms = case.spec, times.get("attncc", {}).get("ms")
+    plain = isinstance(spec.mask, (masks.Full, masks.Causal)) and not spec.scores and spec.gate is None and spec.grid.rank == 1
+    if ms and plain and spec.dtype in ("float16", "bfloat16"):
+        row = Measured("triton", spec.head_dim, isinstance(spec.mask, masks.Causal), case.tokens[0], spec.heads, 1, 1.0)
+        yield replace(row, tflops=row.seconds / (ms / 1e3))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -120,6 +120,7 @@ COLUMNS = [
     "error",
     "ms",
     "20-80 %",
+    "predicted",
     "host µs",
     "useful TF/s",
     "tiles TF/s",
@@ -132,6 +133,7 @@ COLUMNS = [
 ]
 
 NOTE = """x: the rival's time over attncc's. Bound: dense tiles over visited tiles. SDPA is dense, or causal where the mask is causal.
+Predicted: milliseconds by the simulator, and how far they are off.
 Errors are relative to a float64 formula; TF/s count the pairs that the mask allows (useful) or all in visited tiles."""
 
 
@@ -156,6 +158,7 @@ def _figures(times: Record) -> list[str]:
     return [
         f"{ms:.3f}",
         f"{own['low']:.3f}-{own['high']:.3f}",
+        _error(times.get("predicted_ms"), ms),
         f"{times['host_us']:.0f}",
         f"{times['useful_tflops']:.0f}",
         f"{times['hardware_tflops']:.0f}",
@@ -173,6 +176,10 @@ def best_sdpa(times: Record) -> tuple[float | None, str]:
     prefix = "sdpa_causal_" if any(name.startswith("sdpa_causal_") for name in times) else "sdpa_"
     found = [(r["ms"], name.removeprefix("sdpa_").replace("_", " ")) for name, r in times.items() if name.startswith(prefix) and "ms" in r]
     return min(found, default=(None, ""))
+
+
+def _error(predicted: float | None, ms: float) -> str:
+    return f"{predicted:.3f} ({predicted / ms - 1:+.0%})" if predicted else "-"
 
 
 def _ratio(rival: float | None, ms: float) -> str:

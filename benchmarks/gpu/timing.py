@@ -50,7 +50,7 @@ def measure(case: Case, until: float, quick: bool, device: str = "cuda") -> Reco
     record: Record = {"attncc": times(lambda: call(kernel, tensors, case.tokens), repeat_ms)}
     record["host_us"] = host_time(lambda: call(kernel, tensors, case.tokens))
     found = counts(case, kernel)
-    record |= bounds(found) | rates(found, case.spec, record["attncc"]["ms"])
+    record |= bounds(found) | rates(found, case.spec, record["attncc"]["ms"]) | predictions(case, kernel)
     for name, part in _rivals(case, kernel, tensors, repeat_ms):
         if not (quick and name.endswith(SLOW)):
             record[name] = attempted(part, until - SECONDS.get(name, 3))
@@ -172,10 +172,24 @@ def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
 
 def counts(case: Case, kernel: Kernel) -> Work:
     """What the kernel visits at full size."""
-    plan = kernel.plan.kernels[0]
-    tables = integer_tables(signature(plan.graph, kernel.spec.grid.shared), case.tokens, case.tokens, 1, "cpu")
-    labels = {name: x.numpy() for name, x in tables.items()}
-    return work(plan, case.tokens, case.tokens, labels, 1, case.spec.heads)
+    return work(kernel.plan.kernels[0], case.tokens, case.tokens, _labels(case, kernel), 1, case.spec.heads)
+
+
+def _labels(case: Case, kernel: Kernel) -> Record:
+    """Integer tables of the mask, as numpy arrays."""
+    tables = integer_tables(signature(kernel.plan.kernels[0].graph, kernel.spec.grid.shared), case.tokens, case.tokens, 1, "cpu")
+    return {name: x.numpy() for name, x in tables.items()}
+
+
+def predictions(case: Case, kernel: Kernel) -> Record:
+    """What the simulator says of the kernel, and of its dense form; nothing where it does not know the device."""
+    grid = case.spec.grid
+    sides = (grid.query,) if grid.shared else (grid.query, grid.key)
+    lengths = [n for axes in sides for n, known in zip(case.tokens, axes) if known is None]
+    report = attncc.simulate(case.spec, kernel.plan.target, lengths=lengths or None, tables=_labels(case, kernel))
+    if report.prediction is None or report.baseline_prediction is None:
+        return {}
+    return {"predicted_ms": report.prediction.milliseconds, "predicted_dense_ms": report.baseline_prediction.milliseconds}
 
 
 def bounds(found: Work) -> Record:

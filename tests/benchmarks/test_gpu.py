@@ -39,7 +39,7 @@ class FakeWorker:
     def __call__(self, job: Any, timeout: float) -> Any:
         if job["case"] == "window 4096":
             raise JobError("the process died (exit code -11)")
-        return {**TIMES, **RIVALS, "tile_bound": 4.0}
+        return {**TIMES, **RIVALS, "tile_bound": 4.0, "predicted_ms": 1.5}
 
     def close(self) -> None:
         pass
@@ -67,6 +67,7 @@ def test_one_failure_does_not_stop_the_rest(run: harness.Run, capsys: pytest.Cap
         "3e-03",
         "2.000",
         "1.900-2.200",
+        "1.500 (-25%)",
         "40",
         "300",
         "320",
