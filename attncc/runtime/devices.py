@@ -9,8 +9,11 @@ import torch
 from attncc.errors import InputError, UnsupportedError
 from attncc.targets import TARGETS, Target
 
-NAMED = ("h200", "h100", "a100", "b200", "l40s", "rtx 5090", "rtx 4090", "rtx 3090", "mi300x")
-"""What device names say, in the order of trial; spaces drop out of the target's name."""
+NAMED = {
+    "h200": "h200", "h100 pcie": "h100-pcie", "h100": "h100", "a100": "a100", "b200": "b200", "l40s": "l40s", "rtx 5090": "rtx5090",
+    "rtx 4090": "rtx4090", "rtx 3090": "rtx3090", "mi300x": "mi300x",
+}  # fmt: skip
+"""Targets by what device names say, in the order of trial."""
 
 
 def auto_target() -> str:
@@ -33,8 +36,8 @@ def device_target(index: int) -> str:
     """
     properties = torch.cuda.get_device_properties(index)
     arch = _arch(index)
-    named = [n.replace(" ", "") for n in NAMED if n in properties.name.lower()]
-    matching = [n for n in named if TARGETS[n].arch == arch]
+    named = [target for text, target in NAMED.items() if text in properties.name.lower()]
+    matching = [name for name in named if TARGETS[name].arch == arch]
     if matching:
         return matching[0]
     return _by_arch(arch, properties.name)

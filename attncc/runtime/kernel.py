@@ -14,6 +14,7 @@ from attncc.runtime import cache, ops
 from attncc.runtime.inputs import Tokens, checked
 from attncc.runtime.program import make_program
 from attncc.spec.attention import AttentionSpec
+from attncc.targets import target
 
 SOURCE_TARGET = "sm_90"
 """The target whose file `Kernel.source` shows for kernels that run torch."""
@@ -73,7 +74,8 @@ class Kernel:
             UnsupportedError: the spec has no Triton form.
             CacheError: a cached file that is not what attncc wrote.
         """
-        plan = self.plan if self.plan.target != "cpu" else pipeline.plan(self.spec, SOURCE_TARGET)
+        printed = target(self.plan.target).backend != "cpu"
+        plan = self.plan if printed else pipeline.plan(self.spec, SOURCE_TARGET)
         return cache.source(plan, self.spec.to_json(indent=None))
 
     def explain(self) -> str:

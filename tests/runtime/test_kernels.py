@@ -114,6 +114,7 @@ def test_target_auto_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     [
         ("NVIDIA H200", (9, 0), "h200"),
         ("NVIDIA H100 80GB HBM3", (9, 0), "h100"),
+        ("NVIDIA H100 PCIe", (9, 0), "h100-pcie"),
         ("NVIDIA GH200 480GB", (9, 0), "h200"),
         ("NVIDIA A100-SXM4-40GB", (8, 0), "a100"),
         ("NVIDIA GeForce RTX 4090", (8, 9), "rtx4090"),
