@@ -129,6 +129,10 @@ class AttentionSpec(Part):
             return [f"outputs: a {self.normalizer.kind} row has no log-sum-exp; ask for softmax or drop lse"]
         return []
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> AttentionSpec:
+        """The spec with fields replaced, validated like any other: nothing that was derived from the old fields is kept."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(update or {}))
+
     @cached_property
     def predicate(self) -> Expr:
         """The mask's formula over the grid."""
