@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,18 @@ class AxisTiles:
     pairs: Ints
     gaps: bool
 
-    @property
+    @cached_property
     def visited(self) -> Ints:
         return self.stop - self.first
 
-    @property
+    @cached_property
     def full(self) -> Ints:
         return self.full_stop - self.full_first
+
+    @cached_property
+    def sums(self) -> tuple[int, int, int]:
+        """Visited tiles, full tiles and pairs of the whole axis."""
+        return int(self.visited.sum()), int(self.full.sum()), int(self.pairs.sum())
 
 
 def axis_tiles(band: Band, axis: int, classes: list[tuple[int, int]], tiles: int, q_tile: int, k_tile: int) -> AxisTiles:

@@ -54,7 +54,7 @@ class BlockMask:
     def visited(self) -> int:
         """Tiles that are not empty, over all rows (summed over batch and heads where the mask depends on them)."""
         if self.axes is not None:
-            return prod(int(a.visited.sum()) for a in self.axes)
+            return prod(a.sums[0] for a in self.axes)
         assert self.boxes is not None
         return self.full + len(self.boxes.partial)
 
@@ -62,7 +62,7 @@ class BlockMask:
     def full(self) -> int:
         """Tiles that need no mask."""
         if self.axes is not None:
-            return prod(int(a.full.sum()) for a in self.axes)
+            return prod(a.sums[1] for a in self.axes)
         assert self.boxes is not None
         return int(self.boxes.full.sizes().sum())
 
@@ -75,7 +75,7 @@ class BlockMask:
     def pairs(self) -> int:
         """Allowed (query, key) pairs, exactly (summed as `visited` is)."""
         if self.axes is not None:
-            return prod(int(a.pairs.sum()) for a in self.axes)
+            return prod(a.sums[2] for a in self.axes)
         assert self.boxes is not None and self.classifier is not None
         return self._full_pairs(self.boxes.full) + int(self.classifier.evaluate(self.boxes.partial)[2].sum())
 

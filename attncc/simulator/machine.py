@@ -17,10 +17,15 @@ from attncc.simulator.work import Work
 from attncc.targets import Performance
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 UNITS = ("tensor", "exp", "fma", "integer", "shared", "cache")
 ARITHMETIC = ("exp", "fma", "integer")
 LONGEST_QUEUE = 1 << 16
 """Blocks that are scheduled one by one; of longer queues only the end is, where the SMs run dry."""
+CELLS = 1 << 16
+"""Slots of all queues that are scheduled at once: they stay in cache."""
+FEW_CELLS = 1 << 7
+"""Below this many a heap is quicker."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +120,78 @@ class Slot:
 
 def makespan(blocks: Floats, slots: int) -> float:
     """When the last block ends, if each goes to the first free slot, in order."""
-    if not len(blocks):
-        return 0.0
-    if blocks.min() == blocks.max():
-        return float(blocks[0]) * -(-len(blocks) // slots)
-    early = max(len(blocks) - LONGEST_QUEUE, 0)
-    free = [float(blocks[:early].sum()) / slots] * slots
-    for block in blocks[early:].tolist():
-        heapq.heapreplace(free, free[0] + block)
-    return max(free)
+    return float(makespans([blocks], slots, [1])[0])
+
+
+def makespans(patterns: Sequence[Floats], slots: int, copies: Sequence[int]) -> Floats:
+    """`makespan` of many queues at once; queue i is `patterns[i]`, `copies[i]` times in a row."""
+    ends = np.zeros(len(patterns))
+    uneven = []
+    for i, blocks in enumerate(patterns):
+        if len(blocks) and blocks.min() == blocks.max():
+            ends[i] = blocks[0] * -(-len(blocks) * copies[i] // slots)
+        elif len(blocks):
+            uneven.append(i)
+    together = max(1, CELLS // slots)
+    for at in range(0, len(uneven), together):
+        chosen = uneven[at : at + together]
+        queues = _Queues.of([patterns[i] for i in chosen], [copies[i] for i in chosen])
+        ends[chosen] = queues.one_by_one(slots) if len(chosen) * slots < FEW_CELLS else queues.in_rounds(slots)
+    return ends
+
+
+@dataclass(frozen=True)
+class _Queues:
+    """Queues of repeated patterns: block j of queue i is `blocks[starts[i] + j % lengths[i]]`, from `begins[i]` to `totals[i]`.
+
+    `spent` adds up the blocks before that.
+    """
+
+    blocks: Floats
+    starts: Ints
+    lengths: Ints
+    begins: Ints
+    totals: Ints
+    spent: Floats
+
+    @staticmethod
+    def of(patterns: Sequence[Floats], copies: Sequence[int]) -> _Queues:
+        lengths = np.array([len(p) for p in patterns])
+        totals = lengths * np.array(copies)
+        begins = np.maximum(totals - LONGEST_QUEUE, 0)
+        spent = [n // len(p) * p.sum() + p[: n % len(p)].sum() for p, n in zip(patterns, begins.tolist())]
+        return _Queues(np.concatenate(patterns), np.cumsum(lengths) - lengths, lengths, begins, totals, np.array(spent))
+
+    def one_by_one(self, slots: int) -> Floats:
+        """With a heap: the quicker way for one queue and few slots."""
+        ends = []
+        for start, length, begin, total, spent in zip(self.starts, self.lengths, self.begins, self.totals, self.spent):
+            free = [float(spent) / slots] * slots
+            for block in self.blocks[start + np.arange(begin, total) % length].tolist():
+                heapq.heapreplace(free, free[0] + block)
+            ends.append(max(free))
+        return np.array(ends)
+
+    def in_rounds(self, slots: int) -> Floats:
+        """In rounds over all queues; the sums are the same ones, so results are equal to the last bit.
+
+        A round gives the next blocks to the slots in order of when they are free, up to the first slot that one of these blocks frees
+        earlier.
+        """
+        ends, alive, at = np.zeros(len(self.lengths)), np.arange(len(self.lengths)), self.begins.copy()
+        free = np.repeat(self.spent[:, None] / slots, slots, axis=1)
+        while len(alive):
+            index = at[:, None] + np.arange(slots)
+            taken = index < self.totals[alive, None]
+            blocks = self.blocks[self.starts[alive, None] + index % self.lengths[alive, None]]
+            done = np.where(taken, free + blocks, np.inf)
+            taken[:, 1:] &= free[:, 1:] <= np.minimum.accumulate(done, axis=1)[:, :-1]
+            free = np.sort(np.where(taken, done, free), axis=1)
+            at = at + taken.sum(axis=1)
+            running = at < self.totals[alive]
+            ends[alive[~running]] = free[~running, -1]
+            alive, at, free = alive[running], at[running], free[running]
+        return ends
 
 
 def timeline(blocks: Sequence[float], slots: int) -> list[Slot]:

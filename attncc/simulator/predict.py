@@ -6,8 +6,9 @@ mask become blocks of so many tiles each, which the SMs take in turn; reads and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -20,8 +21,8 @@ from attncc.passes.footprint import BYTES, Configuration, shared_bytes, thread_r
 from attncc.passes.plan import KernelPlan
 from attncc.simulator.constants import Constants, Pipeline, Power, shipped
 from attncc.simulator.instructions import Compiled, compiled_work
-from attncc.simulator.machine import ARITHMETIC, UNITS, Floats, Sm, makespan, overlapped, seconds
-from attncc.simulator.work import Direction, TileWork, Work, tile_work
+from attncc.simulator.machine import ARITHMETIC, UNITS, Floats, Sm, makespans, overlapped, seconds
+from attncc.simulator.work import Direction, TileWork, tile_work
 from attncc.targets import Performance, Target
 
 LIMITS = {
@@ -85,28 +86,33 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Rows:
-    """Tiles of each block of one launch, in its order: visited ones, and among them those that need no mask. And tokens of a head."""
+    """Tiles of each block of one launch, in its order: visited ones, and among them those that need no mask. And tokens of a head.
+
+    The launch has all of this `copies` times in a row: once for each head and batch element where the mask is the same for all.
+    """
 
     visited: Floats
     full: Floats
     queries: int
     keys: int
+    copies: int = 1
 
     @staticmethod
     def of(mask: BlockMask, heads: int, batch: int, descending: bool = False) -> Rows:
         """The rows of a block mask, for every head and batch element."""
         visited, full = _row_counts(mask)
-        rows = mask.tiling.rows
-        visited, full = (np.broadcast_to(x.reshape(mask.batch, mask.heads, rows), (batch, heads, rows)) for x in (visited, full))
-        step = -1 if descending else 1
+        step, rows = -1 if descending else 1, mask.tiling.rows
         tokens = (prod(mask.tiling.mask.query), prod(mask.tiling.mask.key))
+        if mask.batch == mask.heads == 1:
+            return Rows(visited[::step], full[::step], *tokens, batch * heads)
+        visited, full = (np.broadcast_to(x.reshape(mask.batch, mask.heads, rows), (batch, heads, rows)) for x in (visited, full))
         return Rows(visited[..., ::step].reshape(-1), full[..., ::step].reshape(-1), *tokens)
 
     @staticmethod
     def dense(tiles: tuple[int, int], tokens: tuple[int, int], instances: int) -> Rows:
         """Every key tile for every query tile, none masked."""
-        visited = np.full(tiles[0] * instances, float(tiles[1]))
-        return Rows(visited, visited, *tokens)
+        visited = np.full(tiles[0], float(tiles[1]))
+        return Rows(visited, visited, *tokens, instances)
 
 
 def _row_counts(mask: BlockMask) -> tuple[Floats, Floats]:
@@ -114,14 +120,69 @@ def _row_counts(mask: BlockMask) -> tuple[Floats, Floats]:
         lists = mask.lists
         full = np.diff(lists.full_offsets).astype(np.float64)
         return full + np.diff(lists.partial_offsets), full
-    rank, tiling = mask.tiling.rank, mask.tiling
-    index = np.indices((*tiling.mask.order, *tiling.q_tiles)).reshape(2 * rank, -1)
-    visited, full = (np.ones(index.shape[1]) for _ in range(2))
+    rank = mask.tiling.rank
+    visited, full = (np.ones((1,) * 2 * rank) for _ in range(2))
     for a, axis in enumerate(mask.axes):
-        at = (index[a], index[rank + a])
-        visited *= axis.visited[at]
-        full *= axis.full[at]
-    return visited, full
+        classes, tiles = axis.visited.shape
+        shape = tuple({a: classes, rank + a: tiles}.get(i, 1) for i in range(2 * rank))
+        visited = visited * axis.visited.reshape(shape)
+        full = full * axis.full.reshape(shape)
+    return visited.reshape(-1), full.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A planned kernel on a machine: all of its prediction that does not depend on the rows, computed once.
+
+    Raises:
+        TargetError: the device says nothing of the element type.
+    """
+
+    kernel: KernelPlan
+    conditions: Conditions
+    name: str = "this kernel"
+
+    @cached_property
+    def sm(self) -> Sm:
+        """An SM as the kernel sees it."""
+        return Sm(self.conditions.device, dtype_of(self.kernel), self.conditions.overlap, blocks_per_sm(self.kernel, self.conditions))
+
+    @cached_property
+    def work(self) -> TileWork:
+        """Work of a tile."""
+        return _work(self.kernel, self.conditions)
+
+    @cached_property
+    def cycles(self) -> tuple[float, float]:
+        """Cycles of a tile without its mask, and with it."""
+        return self.sm.cycles(self.work.full), self.sm.cycles(self.work.partial)
+
+    @property
+    def slots(self) -> int:
+        """Blocks that the device holds at once."""
+        return self.conditions.device.sms * self.sm.blocks
+
+    def masked(self, rows: Rows) -> Floats:
+        """Tiles of each block that are masked."""
+        every = self.kernel.mask_policy == "every tile" and self.conditions.compiled is None
+        return rows.visited if every else rows.visited - rows.full
+
+    def blocks(self, rows: Rows) -> Floats:
+        """Cycles of each block."""
+        masked, (full, partial), splits = self.masked(rows), self.cycles, self.conditions.splits
+        blocks = masked * partial + (rows.visited - masked) * full
+        return np.repeat(blocks / splits, splits) * self.sm.blocks + self.conditions.overlap.block_cycles
+
+    def moving(self, queries: int, keys: int) -> float:
+        """Seconds that memory is busy."""
+        if (queries, keys) not in self._moving:
+            moved = memory_bytes(self.kernel, queries, keys, self.conditions)
+            self._moving[queries, keys] = moved / self.conditions.device.memory_bytes_per_second
+        return self._moving[queries, keys]
+
+    @cached_property
+    def _moving(self) -> dict[tuple[int, int], float]:
+        return {}
 
 
 def predict(kernel: KernelPlan, rows: Rows, conditions: Conditions, name: str = "this kernel") -> Prediction:
@@ -133,35 +194,38 @@ def predict(kernel: KernelPlan, rows: Rows, conditions: Conditions, name: str = 
         conditions: the machine, and what runs on it.
         name: what the prediction says that it is of.
     """
-    per_sm = blocks_per_sm(kernel, conditions)
-    sm = Sm(conditions.device, dtype_of(kernel), conditions.overlap, per_sm)
-    tiles = _work(kernel, conditions)
-    masked = rows.visited if kernel.mask_policy == "every tile" and conditions.compiled is None else rows.visited - rows.full
-    blocks = masked * sm.cycles(tiles.partial) + (rows.visited - masked) * sm.cycles(tiles.full)
-    blocks = np.repeat(blocks / conditions.splits, conditions.splits) * per_sm + conditions.overlap.block_cycles
-    end = makespan(blocks, conditions.device.sms * per_sm)
-    total = tiles.partial * float(masked.sum()) + tiles.full * float((rows.visited - masked).sum())
-    moving = memory_bytes(kernel, rows, conditions) / conditions.device.memory_bytes_per_second
-    return _prediction(name, conditions, sm, blocks, end, total, moving)
+    return predict_many([(Launch(kernel, conditions, name), rows)])[0]
 
 
-def _prediction(name: str, c: Conditions, sm: Sm, blocks: Floats, end: float, total: Work, moving: float) -> Prediction:
-    device = c.device
+def predict_many(launches: Sequence[tuple[Launch, Rows]]) -> list[Prediction]:
+    """`predict` of many launches: their blocks are scheduled together, to the same result."""
+    blocks = [launch.blocks(rows) for launch, rows in launches]
+    slots = [launch.slots for launch, _ in launches]
+    ends = np.zeros(len(launches))
+    for n in set(slots):
+        same = [i for i, own in enumerate(slots) if own == n]
+        ends[same] = makespans([blocks[i] for i in same], n, [launches[i][1].copies for i in same])
+    return [_prediction(launch, rows, own, float(end)) for (launch, rows), own, end in zip(launches, blocks, ends)]
+
+
+def _prediction(launch: Launch, rows: Rows, blocks: Floats, end: float) -> Prediction:
+    c, sm, device, masked = launch.conditions, launch.sm, launch.conditions.device, float(launch.masked(rows).sum()) * rows.copies
+    total = launch.work.partial * masked + launch.work.full * (float(rows.visited.sum()) * rows.copies - masked)
+    moving = launch.moving(rows.queries, rows.keys)
     busy = {unit: cycles / device.sms for unit, cycles in sm.by_unit(total).items()}
     computing = seconds(end, busy["tensor"], device, c.power, c.repeats)
     clock = end / computing if computing else device.clock_hz
     launches = device.launch_seconds * (1 if c.splits == 1 else 2)
     time = overlapped(computing, moving, max(c.overlap.overlap, 0.0)) + launches
     spent = {unit: cycles / clock * 1e3 for unit, cycles in busy.items()} | {"memory": moving * 1e3, "launch": launches * 1e3}
-    slots = device.sms * sm.blocks
     return Prediction(
-        kernel=name,
+        kernel=launch.name,
         milliseconds=time * 1e3,
         limit=_limit(spent),
         busy={unit: spent[unit] for unit in (*UNITS, "memory", "launch")},
-        blocks=len(blocks),
+        blocks=len(blocks) * rows.copies,
         blocks_per_sm=sm.blocks,
-        idle=1.0 - float(blocks.sum()) / (slots * end) if end else 0.0,
+        idle=1.0 - float(blocks.sum()) * rows.copies / (launch.slots * end) if end else 0.0,
         clock_hz=clock,
     )
 
@@ -211,13 +275,13 @@ def blocks_per_sm(kernel: KernelPlan, c: Conditions) -> int:
     )
 
 
-def memory_bytes(kernel: KernelPlan, rows: Rows, c: Conditions) -> float:
+def memory_bytes(kernel: KernelPlan, queries: int, keys: int, c: Conditions) -> float:
     """Bytes that must move: every operand once, the output once, twice as much again in backward; partial results of split keys."""
     body = kernel.graph
     heads, width = body.find(GraphOp.SCORES)[0].inputs[0]["shape"][1], body.find(GraphOp.COMBINE)[0].inputs[1]["shape"][3]
-    sizes = {"B": c.batch, "H": heads, "NQ": rows.queries, "NK": rows.keys}
+    sizes = {"B": c.batch, "H": heads, "NQ": queries, "NK": keys}
     read = sum(_bytes(n, sizes) for n in body.nodes() if n.op is GraphOp.INPUT and n.get("values") is None)
-    outputs = float(c.batch * heads * rows.queries * width)
+    outputs = float(c.batch * heads * queries * width)
     written = outputs * BYTES[dtype_of(kernel)]
     if c.direction == "backward":
         return 2.0 * (read + written)
