@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attncc.ir.expr import Expr, Op, const, nodes
 from attncc.ir.graph import Graph, GraphOp, Node
+from attncc.passes.canonicalize import Band
 from attncc.passes.tiles import the_mask
 
 
@@ -14,7 +15,7 @@ def schedule(graph: Graph, mask_policy: str = "partial tiles") -> Graph:
         if n.op is not GraphOp.KERNEL:
             return n
         mask = the_mask(n["body"])
-        return n.with_attrs(block_mask=_form(n["body"], mask), mask_policy=mask_policy, row_order=_row_order(mask))
+        return n.with_attrs(block_mask=_form(n["body"], mask), mask_policy=mask_policy, row_order=row_order(mask["bands"][0]))
 
     return graph.rewrite(change)
 
@@ -34,8 +35,8 @@ def _scales(n: Expr) -> bool:
     return not any(a.op is Op.FLOORDIV for a in n.args)
 
 
-def _row_order(mask: Node) -> str:
-    """Long rows first where rows grow with the query (causal masks), so that no long row is left to the end."""
-    low, high = mask["bands"][0]
+def row_order(band: Band) -> str:
+    """Long rows first where rows grow with the query (causal masks), so that no long row is left to the end; by the first axis."""
+    low, high = band
     grows = any(n.op is Op.VAR and n.value == "q0" for n in nodes(high)) and low.op is Op.CONST
     return "descending" if grows else "ascending"

@@ -13,15 +13,16 @@ from attncc.errors import InputError, TargetError, UnsupportedError
 from attncc.passes.block_mask import BlockMask
 from attncc.passes.given import Lengths
 from attncc.passes.plan import KernelPlan
-from attncc.passes.tiles import Shape, tiles_per_axis
+from attncc.passes.tiles import Shape, Tiling, tiles_per_axis
 from attncc.simulator import constants as constant_files
 from attncc.simulator.bounds import classify, count
 from attncc.simulator.instructions import read_report
-from attncc.simulator.predict import Conditions, Prediction, Rows, predict
+from attncc.simulator.predict import Conditions, Launch, Prediction, Rows, predict, predict_many
 from attncc.simulator.report import SpeedupReport
 from attncc.simulator.work import Direction
 from attncc.spec.attention import AttentionSpec
 from attncc.spec.masks import Full
+from attncc.targets import Target
 from attncc.targets import target as target_record
 
 MaskPolicy = Literal["partial tiles", "every tile"]
@@ -77,9 +78,27 @@ def simulate(
     if q_sides is None or k_sides is None:
         q_sides, k_sides = q_sides or planned.kernel.q_tile, k_sides or planned.kernel.k_tile
     mask = classify(spec, q_sides, k_sides, lengths, tables, batch)
+    conditions = conditions_of(record, batch or mask.batch, direction, splits, pipeline, resources, constants)
+    return report(spec, mask, conditions.target, _times(spec, mask, planned, conditions, baseline))
+
+
+def conditions_of(
+    record: Target,
+    batch: int = 1,
+    direction: Direction = "forward",
+    splits: int = 1,
+    pipeline: str | None = None,
+    resources: str | Path | None = None,
+    constants: str | Path | None = None,
+) -> Conditions:
+    """Arguments of `simulate`, checked.
+
+    Raises:
+        InputError: an option that is no option; names the argument.
+    """
     conditions = Conditions(
         record,
-        batch or mask.batch,
+        batch,
         _one_of("direction", direction, ("forward", "backward")),
         _at_least_one("splits", splits),
         pipeline=pipeline or ("torch" if record.backend == "cpu" else "triton"),
@@ -87,7 +106,7 @@ def simulate(
         compiled=None if resources is None else read_report(resources),
     )
     conditions.constants.pipeline(conditions.pipeline)
-    return _report(spec, mask, planned, conditions, baseline)
+    return conditions
 
 
 @dataclass(frozen=True)
@@ -110,12 +129,17 @@ class _Planned:
         return _Planned(kernel if policy is None else kernel.model_copy(update={"mask_policy": policy}), problem)
 
 
-def _report(spec: AttentionSpec, mask: BlockMask, planned: _Planned, c: Conditions, baseline: float | None) -> SpeedupReport:
+Times = tuple[Prediction | None, Prediction | None, str]
+"""The kernel's time, the baseline's, and why there are none."""
+
+
+def report(spec: AttentionSpec, mask: BlockMask, target: Target, times: Times) -> SpeedupReport:
+    """What the levels say of a classified mask."""
     counts, tiling = count(mask), mask.tiling
-    ours, dense, problem = _times(spec, mask, planned, c, baseline)
+    ours, dense, problem = times
     return SpeedupReport(
         spec=spec,
-        target=c.target.name,
+        target=target.name,
         tokens=tiling.mask.query,
         key_tokens=tiling.mask.key,
         q_tile=tiling.q_tile,
@@ -139,14 +163,11 @@ def _speedup(ours: Prediction | None, dense: Prediction | None) -> float | None:
     return dense.milliseconds / ours.milliseconds if ours.milliseconds else inf
 
 
-def _times(
-    spec: AttentionSpec, mask: BlockMask, planned: _Planned, c: Conditions, baseline: float | None
-) -> tuple[Prediction | None, Prediction | None, str]:
-    """The kernel's time, the baseline's, and why there are none."""
+def _times(spec: AttentionSpec, mask: BlockMask, planned: _Planned, c: Conditions, baseline: float | None) -> Times:
     if planned.problem:
         return None, None, planned.problem
     if c.target.performance is None:
-        return None, None, f"{c.target.name} is an architecture; name a device that has it for times"
+        return None, None, without_times(c.target)
     kernel = planned.kernel
     rows = Rows.of(mask, spec.heads, c.batch, kernel.row_order == "descending")
     try:
@@ -157,14 +178,23 @@ def _times(
         return None, None, str(error)
 
 
+def without_times(target: Target) -> str:
+    """Why there are no times for an architecture."""
+    return f"{target.name} is an architecture; name a device that has it for times"
+
+
 def _dense(spec: AttentionSpec, mask: BlockMask, c: Conditions) -> Prediction:
     """The same kernel without its mask, over the same tokens and with the same tiles."""
-    tiling, whole = mask.tiling, (1,) * mask.tiling.rank
-    query, key = tiling.mask.query, tiling.mask.key
-    kernel = compiler.plan(spec.model_copy(update={"mask": Full()}), c.target.name, tiling.q_tile, tiling.k_tile).kernels[0]
+    kernel = compiler.plan(spec.model_copy(update={"mask": Full()}), c.target.name, mask.tiling.q_tile, mask.tiling.k_tile).kernels[0]
+    return predict_many([dense_launch(kernel, mask.tiling, spec.heads, c)])[0]
+
+
+def dense_launch(kernel: KernelPlan, tiling: Tiling, heads: int, c: Conditions) -> tuple[Launch, Rows]:
+    """What a kernel without its mask is launched for."""
+    query, key, whole = tiling.mask.query, tiling.mask.key, (1,) * tiling.rank
     tiles = (prod(tiles_per_axis(query, whole, tiling.q_tile)), prod(tiles_per_axis(key, whole, tiling.k_tile)))
-    rows = Rows.dense(tiles, (prod(query), prod(key)), spec.heads * c.batch)
-    return predict(kernel, rows, replace(c, compiled=None), "the same kernel without its mask, predicted")
+    launch = Launch(kernel, replace(c, compiled=None), "the same kernel without its mask, predicted")
+    return launch, Rows.dense(tiles, (prod(query), prod(key)), heads * c.batch)
 
 
 def _measured(milliseconds: Any, like: Prediction) -> Prediction:
