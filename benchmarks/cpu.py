@@ -225,9 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit with 1 where a goal is missed")
     given = parser.parse_args(arguments)
     torch.set_num_threads(THREADS)
-    records = []
-    for case in report.tracked(cases(given.tokens), 3, "timing"):
-        records.append(measure(case, given.rounds))
+    wanted = cases(given.tokens)
+    records = [measure(case, given.rounds) for case in report.tracked(wanted, len(wanted), "timing")]
     used = measured_memory(given.long)
     goals = missed(records, used)
     report.write_json(given.results, {**report.environment(), "threads": THREADS, "cases": records, "memory": used, "missed": goals})

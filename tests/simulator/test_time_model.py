@@ -22,6 +22,7 @@ from attncc.simulator import constants, machine, predict, work
 from attncc.simulator.instructions import Compiled, compiled_work, loop_work
 from attncc.targets import target
 from benchmarks import calibrate, simulator
+from benchmarks.workers import ROOT
 
 H100 = target("h100")
 SHIPPED = constants.shipped()
@@ -64,7 +65,7 @@ def test_nothing_is_fitted_to_the_published_rows() -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    page = (simulator.ROOT / "docs" / "simulator.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "simulator.md").read_text(encoding="utf-8")
     cells = [[cell.strip(" *") for cell in line.split("|")] for line in page.replace("\u2212", "-").replace(" %", "%").splitlines()]
     for line in simulator.lines(simulator.rows()):
         assert ["", *line, ""] in cells
