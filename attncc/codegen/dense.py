@@ -11,6 +11,9 @@ from attncc.codegen.lines import indented
 from attncc.ir.expr import Expr, Table
 from attncc.passes.canonicalize import mask_predicate
 
+LARGEST_CHECK = 1 << 31
+"""Scores of the dense formula in a self-check, at most: 16 GiB in float64."""
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -129,7 +132,8 @@ class Dense:
         facts = self.facts
         tokens = {side: self._sample(side) for side in "qk"}
         counts = {side: prod(lengths) for side, lengths in tokens.items()}
-        lines = [
+        lines = self._refusal(2 * facts.heads[0] * counts["q"] * counts["k"])
+        lines += [
             'device = "cuda" if torch.cuda.is_available() else "cpu"',
             f"random = lambda *shape: torch.randn(*shape, device=device).to({_dtype(facts.dtype)})",
             f"q, k = random(2, {facts.heads[0]}, {counts['q']}, {facts.width}), random(2, {facts.heads[1]}, {counts['k']}, {facts.width})",
@@ -142,6 +146,14 @@ class Dense:
             '    """Compares the kernel with the dense formula on random inputs."""',
             *indented([*lines, *self._compare()]),
         ]
+
+    @staticmethod
+    def _refusal(scores: int) -> list[str]:
+        """Nothing, unless the dense formula has more scores than a machine holds."""
+        if scores <= LARGEST_CHECK:
+            return []
+        size = f"{scores * 8 / 2**30:,.0f} GiB of scores"
+        return [f'raise SystemExit("the dense formula needs {size}: `attncc verify SPEC.json` compares sampled rows")']
 
     def _sample(self, side: str) -> tuple[int, ...]:
         known = self.facts.body.query if side == "q" else self.facts.body.key

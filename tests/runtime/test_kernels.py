@@ -239,3 +239,9 @@ def test_calls_do_not_warn() -> None:
         case = Case("gate", torch.float32)
         leaves = case.leaves
         gradients(case.run(), leaves)
+
+
+@pytest.mark.parametrize(("tokens", "refused"), [((128,), False), ((30, 48, 80), True)])
+def test_a_self_check_that_no_machine_could_run_says_so(tokens: tuple[int, ...], refused: bool) -> None:
+    spec = attncc.AttentionSpec(tokens=tokens, heads=24, head_dim=64, mask=masks.Full())
+    assert ("`attncc verify SPEC.json` compares sampled rows" in attncc.compile(spec, target="cpu").source) == refused
