@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attncc.ir.values import evaluate_all
+from attncc.ir.values import Env, evaluate_all
 from attncc.passes.canonicalize import Band
 
 Ints = npt.NDArray[np.int64]
@@ -46,21 +45,26 @@ class AxisTiles:
         return int(self.visited.sum()), int(self.full.sum()), int(self.pairs.sum())
 
 
-def axis_tiles(band: Band, axis: int, classes: list[tuple[int, int]], tiles: int, q_tile: int, k_tile: int) -> AxisTiles:
-    """Ranges of an axis; `classes` gives (residue, query tokens) of each class, `tiles` the query tiles of the longest."""
-    columns = [_class_ranges(band, axis, residue, length, tiles, q_tile, k_tile) for residue, length in classes]
+def axis_tiles(
+    band: Band, axis: int, classes: list[tuple[int, int]], tiles: int, q_tile: int, k_tile: int, known: Env | None = None
+) -> AxisTiles:
+    """Ranges of an axis; `classes` gives (residue, query tokens) of each class, `tiles` the query tiles of the longest.
+
+    `known` gives values of what else the band depends on.
+    """
+    columns = [_class_ranges(band, {f"r{axis}": r, **(known or {})}, f"q{axis}", n, tiles, q_tile, k_tile) for r, n in classes]
     first, full_first, full_stop, stop = (np.stack([c[0][i] for c in columns]) for i in range(4))
     pairs = np.array([c[1] for c in columns], dtype=np.int64)
     return AxisTiles(first, full_first, full_stop, stop, pairs, any(c[2] for c in columns))
 
 
-def _class_ranges(band: Band, axis: int, residue: int, length: int, tiles: int, q_tile: int, k_tile: int) -> tuple[list[Ints], int, bool]:
+def _class_ranges(band: Band, env: Env, row: str, length: int, tiles: int, q_tile: int, k_tile: int) -> tuple[list[Ints], int, bool]:
     ranges = [np.zeros(tiles, np.int64) for _ in range(4)]
     pairs, gaps = 0, False
     step = max(1, CHUNK // q_tile) * q_tile
     for begin in range(0, length, step):
         end = min(begin + step, length)
-        low, high = _rows(band, axis, residue, begin, end)
+        low, high = _rows(band, {**env, row: np.arange(begin, end)}, end - begin)
         pairs += int(np.maximum(high - low + 1, 0).sum())
         chunk, chunk_gaps = _ranges(low, high, q_tile, k_tile)
         gaps = gaps or chunk_gaps
@@ -69,9 +73,8 @@ def _class_ranges(band: Band, axis: int, residue: int, length: int, tiles: int, 
     return ranges, pairs, gaps
 
 
-def _rows(band: Band, axis: int, residue: int, begin: int, end: int) -> tuple[Ints, Ints]:
-    env: dict[str, Any] = {f"q{axis}": np.arange(begin, end), f"r{axis}": residue}
-    low, high = (np.broadcast_to(x, (end - begin,)).astype(np.int64) for x in evaluate_all(band, env))
+def _rows(band: Band, env: Env, rows: int) -> tuple[Ints, Ints]:
+    low, high = (np.broadcast_to(x, (rows,)).astype(np.int64) for x in evaluate_all(band, env))
     return low, high
 
 

@@ -8,27 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from attncc import pipeline as compiler
 from attncc.errors import TargetError, UnsupportedError
-from attncc.ir.expr import const
+from attncc.ir.expr import Expr, const, var
+from attncc.ir.graph import Graph, GraphOp, node
 from attncc.passes.axis_tiles import AxisTiles, axis_tiles
 from attncc.passes.block_mask import BlockMask
-from attncc.passes.canonicalize import Band
+from attncc.passes.canonicalize import Band, canonicalize
 from attncc.passes.given import known_grid
+from attncc.passes.order import order_tokens
 from attncc.passes.plan import KernelPlan
 from attncc.passes.schedule import row_order
-from attncc.passes.tiles import BoundMask, Shape, Tiling, bind, ceildiv, class_lengths
+from attncc.passes.tiles import BoundMask, Shape, Tiling, bind, ceildiv, class_lengths, the_mask
 from attncc.simulator.levels import MaskPolicy, Times, conditions_of, dense_launch, report, sides, simulate, without_times
 from attncc.simulator.predict import Conditions, Launch, Prediction, Rows, predict_many
 from attncc.simulator.report import SpeedupReport
 from attncc.simulator.work import Direction
 from attncc.spec.attention import AttentionSpec
-from attncc.spec.masks import Full, Neighborhood
+from attncc.spec.masks import Full, Neighborhood, neighborhood_axis
+from attncc.spec.model import Grid
 from attncc.targets import Target
 from attncc.targets import target as target_record
 
@@ -37,8 +42,8 @@ Progress = Callable[[int], None]
 Rule = tuple[int, int, int, bool]
 TOGETHER = 1 << 20
 """Rows of candidates that are predicted together, at most: bounds memory."""
-BANDS, AXES = 1 << 16, 1 << 12
-"""Solved and analysed axes that are kept."""
+AXES = 1 << 12
+"""Analysed axes that are kept."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class _Many:
         mask = block_mask(c.spec, c.q_tile, c.k_tile) if c.q_tile and c.k_tile else None
         if mask is None:
             return _Analysed(c.spec, None, "", simulate(c.spec, self.target.name, c.q_tile, c.k_tile, **self.slow))
-        return _Analysed(c.spec, mask, row_order(mask.tiling.mask.bands[0]))
+        return _Analysed(c.spec, mask, _row_order(mask, c.spec))
 
     # ---- reports ---------------------------------------------------------------------------------------------------------------------
 
@@ -236,6 +241,8 @@ def block_mask(spec: AttentionSpec, q_tile: Shape, k_tile: Shape) -> BlockMask |
     Raises:
         InputError: lengths that are not known.
     """
+    if isinstance(spec.mask, Neighborhood) and spec.key_tokens is None and None not in spec.tokens:
+        return _neighborhood(spec, q_tile, k_tile)
     mask = _bound(spec)
     if not mask.separable:
         return None
@@ -245,25 +252,73 @@ def block_mask(spec: AttentionSpec, q_tile: Shape, k_tile: Shape) -> BlockMask |
 
 
 def _bound(spec: AttentionSpec) -> BoundMask:
-    if not isinstance(spec.mask, Neighborhood) or spec.key_tokens is not None or None in spec.tokens:
-        return bind(compiler.canonical(spec), *known_grid(spec))
-    query = tuple(n for n in spec.tokens if n is not None)
-    axes = [_axis_band(n, a, rule) for a, (n, rule) in enumerate(zip(query, spec.mask.axes(len(query))))]
-    return BoundMask(tuple(band for band, _ in axes), const(True), query, query, tuple(order for _, order in axes))
-
-
-@lru_cache(BANDS)
-def _axis_band(length: int, axis: int, rule: Rule) -> tuple[Band, int]:
-    """The band of one axis of a neighborhood and its residue classes, solved as part of a grid whose other axes have one token."""
-    tokens = tuple(length if a == axis else 1 for a in range(axis + 1))
-    whole: Rule = (1, 1, 1, False)
-    window, stride, dilation, causal = zip(*(rule if a == axis else whole for a in range(axis + 1)))
-    mask = Neighborhood(window=window, stride=stride, dilation=dilation, causal=causal)
-    graph = compiler.canonical(AttentionSpec(tokens=tokens, heads=1, head_dim=16, mask=mask))
-    return bind(graph, tokens, tokens).bands[axis], graph.order[axis]
+    return bind(compiler.canonical(spec), *known_grid(spec))
 
 
 @lru_cache(AXES)
 def _axis(band: Band, axis: int, length: int, order: int, q_side: int, k_side: int) -> AxisTiles:
     classes = [(r, class_lengths((length,), (order,), (r,))[0]) for r in range(order)]
     return axis_tiles(band, axis, classes, ceildiv(ceildiv(length, order), q_side), q_side, k_side)
+
+
+# ---- neighborhoods -------------------------------------------------------------------------------------------------------------------
+
+
+def _neighborhood(spec: AttentionSpec, q_tile: Shape, k_tile: Shape) -> BlockMask | None:
+    """The block mask of a neighborhood; its bands are solved once, for any window and stride."""
+    query = tuple(n for n in spec.tokens if n is not None)
+    rules = spec.mask.axes(len(query)) if isinstance(spec.mask, Neighborhood) else []
+    axes = tuple(_neighborhood_axis(*each) for each in zip(query, rules, q_tile, k_tile))
+    mask = BoundMask((), const(True), query, query, tuple(rule[2] for rule in rules))
+    return None if any(axis.gaps for axis in axes) else BlockMask(Tiling(mask, q_tile, k_tile), 1, 1, True, axes)
+
+
+@lru_cache(AXES)
+def _neighborhood_axis(length: int, rule: Rule, q_side: int, k_side: int) -> AxisTiles:
+    """Residue classes are plain neighborhoods of their own lengths, of which there are two at most."""
+    window, stride, dilation, causal = rule
+    lengths = [class_lengths((length,), (dilation,), (r,))[0] for r in range(dilation)]
+    tiles = ceildiv(lengths[0], q_side)
+    by_length = {n: _class(n, window, stride, causal, tiles, q_side, k_side) for n in set(lengths)}
+    classes = [by_length[n] for n in lengths]
+    if len(classes) == 1:
+        return classes[0]
+    first, full_first, full_stop, stop, pairs = (np.concatenate([getattr(c, name) for c in classes]) for name in RANGES)
+    return AxisTiles(first, full_first, full_stop, stop, pairs, any(c.gaps for c in classes))
+
+
+RANGES = ("first", "full_first", "full_stop", "stop", "pairs")
+
+
+def _class(length: int, window: int, stride: int, causal: bool, tiles: int, q_side: int, k_side: int) -> AxisTiles:
+    known = {"nq0": length, "nk0": length, "nwindow": window, "nstride": stride}
+    return axis_tiles(_template(causal), 0, [(0, length)], tiles, q_side, k_side, known)
+
+
+@cache
+def _template(causal: bool) -> Band:
+    """The band of a neighborhood whose window and stride are variables."""
+    open_grid = Grid((None,), (None,), True)
+    return _solved(neighborhood_axis(open_grid, 0, var("nwindow"), var("nstride"), 1, causal), open_grid)
+
+
+def _solved(predicate: Expr, grid: Grid) -> Band:
+    """The first axis's band, as the passes solve it on a graph that is only this mask."""
+    mask = node(GraphOp.MASK, node(GraphOp.INPUT, name="scores"), predicate=predicate)
+    band: Band = the_mask(canonicalize(order_tokens(Graph(grid.query, grid.key, (("output", mask),)))))["bands"][0]
+    return band
+
+
+def _row_order(mask: BlockMask, spec: AttentionSpec) -> str:
+    """The plan's row order. Only bands that all begin at one key are launched in another than the usual one."""
+    assert mask.axes is not None
+    if np.ptp(mask.axes[0].first) or not isinstance(spec.mask, Neighborhood):
+        return "ascending" if isinstance(spec.mask, Neighborhood) else row_order(mask.tiling.mask.bands[0])
+    (n,), rule = mask.tiling.mask.query[:1], spec.mask.axes(mask.tiling.rank)[0]
+    return _exact_order(n, rule)
+
+
+@lru_cache(AXES)
+def _exact_order(length: int, rule: Rule) -> str:
+    grid = Grid((length,), (length,), True)
+    return row_order(_solved(neighborhood_axis(grid, 0, *rule), grid))

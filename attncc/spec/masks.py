@@ -119,11 +119,14 @@ class Neighborhood(_Combinable):
         return found
 
     def predicate(self, grid: Grid) -> Expr:
-        return all_of([_neighborhood_axis(grid, axis, *rule) for axis, rule in enumerate(self.axes(grid.rank))])
+        return all_of([neighborhood_axis(grid, axis, *rule) for axis, rule in enumerate(self.axes(grid.rank))])
 
 
-def _neighborhood_axis(grid: Grid, axis: int, window: int, stride: int, dilation: int, causal: bool) -> Expr:
-    """One axis, on positions i and j within a residue class; classes differ in length when the dilation does not divide the axis."""
+def neighborhood_axis(grid: Grid, axis: int, window: int | Expr, stride: int | Expr, dilation: int, causal: bool) -> Expr:
+    """One axis of a neighborhood, on positions i and j within a residue class.
+
+    Classes differ in length when the dilation does not divide the axis.
+    """
     query, key = grid.coordinate("q", axis), grid.coordinate("k", axis)
     i, j, residue = query // dilation, key // dilation, query % dilation
     length = (grid.length("k", axis) - residue + (dilation - 1)) // dilation
