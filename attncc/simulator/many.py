@@ -268,18 +268,21 @@ def _neighborhood(spec: AttentionSpec, q_tile: Shape, k_tile: Shape) -> BlockMas
     """The block mask of a neighborhood; its bands are solved once, for any window and stride."""
     query = tuple(n for n in spec.tokens if n is not None)
     rules = spec.mask.axes(len(query)) if isinstance(spec.mask, Neighborhood) else []
-    axes = tuple(_neighborhood_axis(*each) for each in zip(query, rules, q_tile, k_tile))
+    axes = tuple(neighborhood_tiles(*each) for each in zip(query, rules, q_tile, k_tile))
     mask = BoundMask((), const(True), query, query, tuple(rule[2] for rule in rules))
     return None if any(axis.gaps for axis in axes) else BlockMask(Tiling(mask, q_tile, k_tile), 1, 1, True, axes)
 
 
 @lru_cache(AXES)
-def _neighborhood_axis(length: int, rule: Rule, q_side: int, k_side: int) -> AxisTiles:
-    """Residue classes are plain neighborhoods of their own lengths, of which there are two at most."""
-    window, stride, dilation, causal = rule
+def neighborhood_tiles(length: int, rule: Rule, q_side: int, k_side: int, beginning: int | None = None) -> AxisTiles:
+    """Tiles of one axis of a neighborhood (window, stride, dilation, causal); of the first `beginning` queries of a class, if given.
+
+    Residue classes are plain neighborhoods of their own lengths, of which there are two at most.
+    """
+    dilation = rule[2]
     lengths = [class_lengths((length,), (dilation,), (r,))[0] for r in range(dilation)]
     tiles = ceildiv(lengths[0], q_side)
-    by_length = {n: _class(n, window, stride, causal, tiles, q_side, k_side) for n in set(lengths)}
+    by_length = {n: _class(n, rule, min(n, beginning or n), tiles, q_side, k_side) for n in set(lengths)}
     classes = [by_length[n] for n in lengths]
     if len(classes) == 1:
         return classes[0]
@@ -290,9 +293,10 @@ def _neighborhood_axis(length: int, rule: Rule, q_side: int, k_side: int) -> Axi
 RANGES = ("first", "full_first", "full_stop", "stop", "pairs")
 
 
-def _class(length: int, window: int, stride: int, causal: bool, tiles: int, q_side: int, k_side: int) -> AxisTiles:
+def _class(length: int, rule: Rule, queries: int, tiles: int, q_side: int, k_side: int) -> AxisTiles:
+    window, stride, _, causal = rule
     known = {"nq0": length, "nk0": length, "nwindow": window, "nstride": stride}
-    return axis_tiles(_template(causal), 0, [(0, length)], tiles, q_side, k_side, known)
+    return axis_tiles(_template(causal), 0, [(0, queries)], tiles, q_side, k_side, known)
 
 
 @cache
