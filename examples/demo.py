@@ -26,7 +26,7 @@ def main() -> None:
 
 def picture() -> None:
     """The mask and the block mask of the video grid."""
-    from attncc.simulator.picture import draw
+    from attncc.simulator.pictures.mask import draw
 
     draw(hunyuan.VIDEO, hunyuan.FOLDER / "mask.png", hunyuan.TILE, hunyuan.TILE)
 

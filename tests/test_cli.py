@@ -157,7 +157,7 @@ def test_pictures(run: Any, tmp_path: Path, spec: Any, options: list[str], kinds
     from matplotlib.colors import to_rgb
     from matplotlib.image import imread
 
-    from attncc.simulator import picture
+    from attncc.simulator.pictures import style as picture
 
     result = run("explain", spec, "--picture", "mask.png", *options, "--json")
     assert json.loads(result.stdout)["picture"] == "mask.png"

@@ -125,7 +125,7 @@ def _specialization(kernel: KernelPlan, target: str) -> dict[str, Any]:
 
 
 def _draw(spec: AttentionSpec, plan: Plan, path: Path, lengths: Any, tables: dict[str, Any], head: int, query: Any) -> None:
-    from attncc.simulator.picture import draw
+    from attncc.simulator.pictures.mask import draw
 
     if query is not None and not str(query).isdecimal():
         raise typer.BadParameter(f"--query {query!r} is no token index")

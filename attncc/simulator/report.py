@@ -11,8 +11,12 @@ from attncc.simulator.predict import Prediction
 from attncc.spec.attention import AttentionSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
     from rich.table import Table
 
+Kind = Literal["mask", "window", "curves", "roofline", "timeline"]
 Count = int | float
 """A number of tiles: whole, unless it is a mean over heads or batch elements."""
 Bound = Annotated[float, BeforeValidator(lambda x: math.inf if x is None else x)]
@@ -63,6 +67,12 @@ class SpeedupReport(BaseModel):
     exact: bool = Field(description="whether every tile was decided; if not, undecided ones count as partial and visited")
     tiles: TileCounts
 
+    @property
+    def lengths(self) -> list[int]:
+        """Lengths of the axes that the spec leaves open, of `tokens`, then of `key_tokens`."""
+        pairs = [*zip(self.spec.tokens, self.tokens), *zip(self.spec.key_tokens or (), self.key_tokens)]
+        return [known for said, known in pairs if said is None]
+
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON text, the spec included."""
         return self.model_dump_json(indent=indent)
@@ -75,6 +85,23 @@ class SpeedupReport(BaseModel):
             pydantic.ValidationError: anything that is no report.
         """
         return cls.model_validate_json(text)
+
+    def plot(self, path: str | Path | None = None, kind: Kind = "mask", **options: Any) -> Figure:
+        """A picture of the report (needs matplotlib).
+
+        Args:
+            path: a .png, .svg or .pdf file to write it to; default: none.
+            kind: "mask" (with its block mask), "window" (what one query sees of a grid), "curves" (speedup against length), "roofline"
+                (of the device) or "timeline" (which SM runs which blocks when).
+            options: `tables` that the mask reads, `head` and `query` that are drawn, `measured` points (`attncc.simulator.measured`).
+
+        Raises:
+            UnsupportedError: matplotlib is not installed, or the report has nothing for this picture; says what is missing.
+            InputError: missing tables, an unknown kind, a file that cannot be written.
+        """
+        from attncc.simulator.pictures import plot
+
+        return plot(self, path, kind, **options)
 
     def table(self) -> Table:
         """The report as a rich table: `rich.print(report.table())`, or the report itself."""
