@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from attncc.api import compile
     from attncc.passes.plan import Plan
     from attncc.runtime.kernel import Kernel
-    from attncc.simulator import SpeedupReport, simulate
+    from attncc.simulator import Candidate, SpeedupReport, simulate, simulate_many
     from attncc.spec import gates, masks, normalizers, scores
     from attncc.spec.attention import AttentionSpec
 
 _HOMES = {
     "AttentionSpec": "attncc.spec.attention",
+    "Candidate": "attncc.simulator",
     "Kernel": "attncc.runtime.kernel",
     "Plan": "attncc.passes.plan",
     "SpeedupReport": "attncc.simulator",
     "compile": "attncc.api",
     "simulate": "attncc.simulator",
+    "simulate_many": "attncc.simulator",
     "errors": "attncc",
     "knobs": "attncc",
     "gates": "attncc.spec",
@@ -33,6 +35,7 @@ _HOMES = {
 
 __all__ = [
     "AttentionSpec",
+    "Candidate",
     "Kernel",
     "Plan",
     "SpeedupReport",
@@ -45,6 +48,7 @@ __all__ = [
     "normalizers",
     "scores",
     "simulate",
+    "simulate_many",
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from attncc.cli import bench, cache, compile, environment, explain, simulate, specs, targets, verify
+from attncc.cli import bench, cache, compile, environment, explain, search, simulate, specs, targets, verify
 from attncc.errors import AttnccError
 
 
@@ -52,3 +52,15 @@ _cache = typer.Typer(no_args_is_help=True, help="Shows, names or empties the fol
 for _name, _command in {"info": cache.info, "path": cache.path, "clear": cache.clear}.items():
     _cache.command(_name)(guarded(_command))
 app.add_typer(_cache, name="cache")
+
+_search = typer.Typer(no_args_is_help=True, help="Compares strides, tiles, windows, masks or lengths by simulation.")
+_SEARCHES: dict[str, Callable[..., None]] = {
+    "stride": search.stride,
+    "tiles": search.tiles,
+    "front": search.front,
+    "masks": search.masks,
+    "lengths": search.lengths,
+}
+for _name, _command in _SEARCHES.items():
+    _search.command(_name)(guarded(_command))
+app.add_typer(_search, name="search")

@@ -141,3 +141,14 @@ def working(what: str) -> Iterator[Any]:
         yield lambda text: None
     finally:
         later.cancel()
+
+
+@contextmanager
+def counting(what: str, total: int | None = None) -> Iterator[Any]:
+    """A progress bar on standard error, where that is a terminal; what it yields is called with the number of things done since."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, advance=done)

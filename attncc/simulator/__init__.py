@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from attncc.simulator.levels import simulate
+from attncc.simulator.many import Candidate, simulate_many
 from attncc.simulator.predict import Prediction
 from attncc.simulator.report import SpeedupReport, TileCounts
 
-__all__ = ["Prediction", "SpeedupReport", "TileCounts", "simulate"]
+__all__ = ["Candidate", "Prediction", "SpeedupReport", "TileCounts", "simulate", "simulate_many"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from attncc.errors import InputError
 from attncc.simulator.predict import Prediction
 from attncc.spec.attention import AttentionSpec
 
@@ -102,6 +103,19 @@ class SpeedupReport(BaseModel):
         from attncc.simulator.pictures import plot
 
         return plot(self, path, kind, **options)
+
+    def end_to_end(self, attention_share: float) -> float:
+        """Predicted speedup of a whole model, `attention_share` of whose time with the baseline is this attention (Amdahl's law).
+
+        Raises:
+            InputError: a share that is not between 0 and 1; a report without a prediction.
+        """
+        if not 0 <= attention_share <= 1:
+            raise InputError("attention_share", f"must be between 0 and 1, not {attention_share!r}")
+        if self.predicted_speedup is None:
+            raise InputError("attention_share", f"there is no prediction: {self.unpredicted}")
+        rest = 1.0 - attention_share + attention_share / self.predicted_speedup
+        return 1.0 / rest if rest else math.inf
 
     def table(self) -> Table:
         """The report as a rich table: `rich.print(report.table())`, or the report itself."""
