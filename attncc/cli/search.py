@@ -25,7 +25,7 @@ def _range(text: str) -> Iterable[int]:
     """`64`, `16..128/8` in steps of 8, or `4096..65536` doubling."""
     span, _, step = text.partition("/")
     first, dots, last = span.partition("..")
-    low, high = int(first), int(last or first)
+    low, high = int(first), int(last if dots else first)
     if low < 1 or (step and (int(step) < 1 or not dots)) or high - low > MOST * int(step or MOST):
         raise ValueError(text)
     if step:
@@ -185,7 +185,14 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-HEADS = {"flop_bound": "FLOP", "tile_bound": "tiles", "predicted_speedup": "time", "milliseconds": "ms", "block_sparse": "sparse", "attended": "pairs"}
+HEADS = {
+    "flop_bound": "FLOP",
+    "tile_bound": "tiles",
+    "predicted_speedup": "time",
+    "milliseconds": "ms",
+    "attended": "pairs",
+    "block_sparse": "sparse",
+}
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:

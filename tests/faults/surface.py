@@ -8,6 +8,7 @@ BOUNDS, FLAT, FLEX = "attncc/simulator/bounds.py", "attncc/passes/flat_blocks.py
 BRUTE = "tests/test_simulate.py::test_counts_are_brute_force"
 FLAT_BRUTE = "tests/test_flex_export.py::test_flat_blocks_are_brute_force"
 FORBIDDEN = "tests/test_cli.py::test_forbidden_predicates"
+SEARCH = "tests/simulator/test_search.py"
 IMPOSSIBLE = "tests/test_targets.py::test_impossible_files_are_refused"
 
 SURFACE: tuple[Fault, ...] = (
@@ -91,6 +92,34 @@ SURFACE: tuple[Fault, ...] = (
         'data["limits"] = ',
         "_ = ",
         ("tests/test_targets.py::test_limits_are_part_of_what_names_a_generated_file",),
+    ),
+    Fault(
+        "search: strides decided by the beginning of an axis",
+        "attncc/simulator/search.py",
+        "found.sums[0] == found.sums[1]",
+        "found.sums[0] >= found.sums[1]",
+        (f"{SEARCH}::test_smallest_strides_are_brute_force",),
+    ),
+    Fault(
+        "search: residue classes of one length",
+        "attncc/simulator/many.py",
+        "classes = [by_length[n] for n in lengths]",
+        "classes = [by_length[lengths[0]] for n in lengths]",
+        (f"{SEARCH}::test_many_are_as_one",),
+    ),
+    Fault(
+        "search: blocks given to slots that are not free yet",
+        "attncc/simulator/machine.py",
+        "taken[:, 1:] &= free[:, 1:] <= np.minimum.accumulate(done, axis=1)[:, :-1]",
+        "pass",
+        (f"{SEARCH}::test_queues_are_scheduled_alike",),
+    ),
+    Fault(
+        "search: the front keeps what is beaten",
+        "attncc/simulator/search.py",
+        "if not kept or r.sparsity < kept[-1][1].sparsity",
+        "if not kept or r.sparsity <= kept[-1][1].sparsity",
+        (f"{SEARCH}::test_the_front_is_a_front",),
     ),
     Fault(
         "cli: errors on standard output",
