@@ -54,6 +54,8 @@ def test_smallest_strides_are_brute_force() -> None:
     strides = [m.stride for m in sparse if isinstance(m, masks.Neighborhood) and isinstance(m.stride, tuple)]
     assert found == tuple(min(s[a] for s in strides) for a in range(2))
     assert search.smallest_stride(LINE.model_copy(update={"mask": masks.Neighborhood(window=2047)}), (128,), (128,)) == (None,)
+    cut_short = AttentionSpec(tokens=(100,), heads=1, head_dim=64, mask=masks.Neighborhood(window=16))
+    assert search.smallest_stride(cut_short, (8,), (8,)) == (None,), "aligned at the beginning, not at the end"
 
 
 # ---- as `simulate` ---------------------------------------------------------------------------------------------------------------
