@@ -14,7 +14,7 @@ READY  := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check lint types format setup clean test-unit test-interpreter test-aot evidence bench-cpu bench-analysis bench-simulator bench-gpu faults
+.PHONY: help demo test check lint types format setup clean test-unit test-interpreter test-aot evidence bench-cpu bench-analysis bench-simulator bench-seeds bench-gpu faults
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-analysis: $(READY) ## Time block-mask analysis beside create_block_mask
 
 bench-simulator: $(READY) ## The simulator's error table: published timings that nothing is fitted to
 	@$(NATIVE) $(PY) -m benchmarks.simulator
+
+bench-seeds: $(READY) ## Published speed figures beside the simulator's
+	@$(NATIVE) $(PY) -m benchmarks.seeds
 
 bench-gpu: $(READY) ## Check and time every kernel on the GPU of this machine
 	@$(NATIVE) $(PY) -m benchmarks.gpu
