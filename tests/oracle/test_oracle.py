@@ -46,7 +46,7 @@ def double_inputs(spec: dict[str, Any], seed: int = 0) -> tuple[Any, ...]:
     return q, k, v, inputs
 
 
-# Neighborhoods: (length, window, stride, dilation, causal) and the keys of each query, as the catalogue works them out.
+# Neighborhoods: (length, window, stride, dilation, causal) and the keys of each query, worked out by hand from the definitions.
 def runs(*parts: tuple[int, int]) -> list[list[int]]:
     return [list(range(first, last + 1)) for first, last in parts]
 
