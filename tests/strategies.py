@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -118,6 +118,8 @@ class Setting:
     query: Grid
     key: Grid
     shared: bool
+    heads: int = 1
+    is_open: bool = False
 
     @property
     def rank(self) -> int:
@@ -132,16 +134,26 @@ class Setting:
 def masks(setting: Setting) -> SearchStrategy[Json]:
     """Every kind of mask, composites at most two deep."""
     base = _base_masks(setting)
-    return _one_group([base, base, _composites(base), _composites(_composites(base))])
+    return _one_group([base, base, _composites(base, setting), _composites(_composites(base, setting), setting)])
 
 
-def _composites(inner: SearchStrategy[Json]) -> SearchStrategy[Json]:
+def _composites(inner: SearchStrategy[Json], setting: Setting) -> SearchStrategy[Json]:
     several = st.lists(inner, min_size=1, max_size=3)
-    return st.one_of(
+    kinds = [
         st.builds(lambda m: {"kind": "and", "masks": m}, several),
         st.builds(lambda m: {"kind": "or", "masks": m}, several),
         st.builds(lambda m: {"kind": "not", "mask": m}, inner),
-    )
+    ]
+    return st.one_of([*kinds, per_head(inner, setting.heads)])
+
+
+def per_head(inner: SearchStrategy[Json], heads: int) -> SearchStrategy[Json]:
+    """A mask for each group: even shares, or heads in any order."""
+    counts = st.sampled_from(_divisors(heads)).flatmap(lambda n: st.lists(inner, min_size=n, max_size=n))
+    even = counts.map(lambda m: {"kind": "per_head", "masks": m, "groups": None})
+    cuts = st.tuples(st.permutations(range(heads)), st.integers(0, heads), inner, inner)
+    listed = cuts.map(lambda c: {"kind": "per_head", "masks": [*c[2:]], "groups": [list(c[0][: c[1]]), list(c[0][c[1] :])]})
+    return even | listed
 
 
 def _base_masks(setting: Setting) -> SearchStrategy[Json]:
@@ -156,7 +168,78 @@ def _base_masks(setting: Setting) -> SearchStrategy[Json]:
         _segments(setting),
     ]
     groups = [st.one_of(simple), *([neighborhoods(setting.query)] if setting.shared else []), predicates(setting.rank, setting.shared)]
+    groups += [st.one_of(_grid_patterns(setting)), st.one_of(_token_patterns(setting))]
     return _one_group(groups)
+
+
+def _one_or_each(values: Sequence[SearchStrategy[Any]]) -> SearchStrategy[Any]:
+    """One value for all axes, or one for each."""
+    return values[0] | st.tuples(*values).map(list)
+
+
+def _some(low: int, lengths: Grid) -> SearchStrategy[Any]:
+    return _one_or_each([st.integers(low, max(low, n + 1)) for n in lengths])
+
+
+def _grid_patterns(setting: Setting) -> list[SearchStrategy[Json]]:
+    """Masks of coordinates, whatever the two grids."""
+    lengths, rank = setting.key, setting.rank
+    reach, size = _some(0, lengths), _some(1, lengths)
+    sides = st.one_of(st.none(), reach, st.tuples(*[_maybe(st.integers(0, 9))] * rank).map(list))
+    lines = st.lists(st.integers(0, rank - 1), min_size=1, unique=True)
+    causal = _one_or_each([st.booleans()] * rank)
+    kinds: list[Any] = [
+        {"kind": st.just("window"), "left": sides, "right": sides},
+        {"kind": st.just("congruence"), "step": size},
+        {"kind": st.just("halo"), "block": size, "halo": reach},
+        {"kind": st.just("disc"), "radius": st.integers(1, max(lengths) + 1)},
+        {"kind": st.just("axial"), "axes": _maybe(lines)},
+        {"kind": st.just("causal_axes"), "axes": causal, "align": st.sampled_from(ALIGNMENTS)},
+    ]
+    return [*map(st.fixed_dictionaries, kinds), partitions(lengths)]
+
+
+@st.composite
+def partitions(draw: DrawFn, lengths: Grid) -> Json:
+    """Cells with any shift less than their size."""
+    sizes = [draw(st.integers(1, n + 1)) for n in lengths]
+    return {"kind": "partition", "size": sizes, "shift": [draw(st.integers(0, n - 1)) for n in sizes]}
+
+
+def _token_patterns(setting: Setting) -> list[SearchStrategy[Json]]:
+    """Masks of flattened tokens and of run-time tables."""
+    width, small = st.integers(0, setting.keys), st.integers(1, 5)
+    marked: Json = {"kind": "global_tokens", "labels": "marks", "key_labels": None if setting.shared else "key_marks"}
+    kinds: list[Any] = [
+        {"kind": st.just("prefix_per_sample")},
+        {"kind": st.just("global_tokens"), "count": width},
+        {"kind": st.just("strided_blocks"), "block": small, "local": small, "stride": small, "head_step": st.integers(0, 3),
+         "offset": st.integers(0, 3), "group": st.integers(1, 2)},
+    ]  # fmt: skip
+    found = [*map(st.fixed_dictionaries, kinds), st.just(marked)]
+    found += [] if setting.is_open else [block_tables(setting)]
+    return [*found, packed(setting)] if setting.rank == 1 and setting.shared else found
+
+
+@st.composite
+def block_tables(draw: DrawFn, setting: Setting) -> Json:
+    """Blocks of any size; the table's name says which, for one table has one shape."""
+    blocks = [[draw(st.integers(1, n + 1)) for n in lengths] for lengths in (setting.query, setting.key)]
+    batch, head = draw(st.booleans()), draw(st.booleans())
+    name = "_".join(map(str, ["blocks", *blocks[0], *blocks[1], int(batch), int(head)]))
+    return {"kind": "block_table", "q_block": blocks[0], "k_block": blocks[1], "table": name, "per_batch": batch, "per_head": head}
+
+
+def packed(setting: Setting) -> SearchStrategy[Json]:
+    """Documents whose positions start over, under masks that know no length."""
+    inside = [
+        st.sampled_from([{"kind": "full"}, {"kind": "causal"}, {"kind": "congruence", "step": 3}, {"kind": "sinks", "count": 0}]),
+        st.builds(lambda n: {"kind": "sliding_window", "left": n, "right": 1}, st.integers(0, 9)),
+        st.builds(lambda n, m: {"kind": "halo", "block": n, "halo": m}, st.integers(1, 5), st.integers(0, 3)),
+        st.builds(lambda n: {"kind": "partition", "size": n + 1, "shift": n}, st.integers(0, 4)),
+        st.builds(lambda n: {"kind": "or", "masks": [{"kind": "causal"}, {"kind": "prefix", "length": n}]}, st.integers(0, 4)),
+    ]
+    return st.one_of(inside).map(lambda mask: {"kind": "documents", "mask": mask})
 
 
 def _segments(setting: Setting) -> SearchStrategy[Json]:
@@ -276,6 +359,7 @@ def cases(draw: DrawFn, sizes: Sizes = SMALL, dtypes: Sequence[str] = ("float32"
     setting = draw(settings_of(sizes))
     tokens, key_tokens, lengths = draw(_spelled(setting))
     heads = draw(st.sampled_from(sizes.heads))
+    setting = replace(setting, heads=heads, is_open=bool(lengths))
     spec: Json = {"version": 1, "tokens": tokens, "key_tokens": key_tokens, "heads": heads, "head_dim": 16, "mask": draw(masks(setting))}
     if not mask_only:
         spec |= draw(_extras(setting, heads, sizes, dtypes))

@@ -68,7 +68,7 @@ class Visit:
     def _load(self, table: Table, index: list[str]) -> str:
         """A table read; tables are contiguous and coordinates lie in the grid, so only the offset is computed."""
         pairs = sum(size in ("NQ", "NK") for size in table.shape) > 1
-        offset = f"({index[0]}).to(tl.int64)" if pairs else index[0]
+        offset = f"tl.cast({index[0]}, tl.int64)" if pairs else index[0]
         for size, i in zip(table.shape[1:], index[1:]):
             offset = f"({offset}) * {self._size(size)} + {i}" if not offset.isidentifier() else f"{offset} * {self._size(size)} + {i}"
         return f"tl.load({table.name} + {offset})"

@@ -98,9 +98,7 @@ def _on_a_line(spec: AttentionSpec, query: Shape, key: Shape) -> AttentionSpec:
 
 def _flat(mask: Any) -> bool:
     """Whether a mask speaks of flattened tokens only, so that its grid is a line."""
-    if mask.kind in ("neighborhood", "predicate"):
-        return False
-    return all(map(_flat, getattr(mask, "masks", ()))) and (mask.kind != "not" or _flat(mask.mask))
+    return bool(mask.flat) and all(map(_flat, mask.parts))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from attncc.ir.expr import Expr, Kind, Op, Table, const, intern, nodes
+from attncc.ir.expr import Expr, Kind, Op, Table, apply, const, intern, nodes
 from attncc.ir.ops import TABLE, Interval
 
 
@@ -43,14 +43,26 @@ def _bounds(node: Expr, args: list[Interval], box: Mapping[str, Interval]) -> In
 
 
 def _load_bounds(node: Expr, args: list[Interval]) -> Interval:
-    """Range reduction along the one index that varies; with several, what the element type says."""
+    """Range reduction along the one index that varies; with more, what the element type says.
+
+    A table that no run-time length sizes is small: there a second index may vary too, from one entry to the next.
+    """
     varying = [i for i, a in enumerate(args) if a[0] is not a[1]]
     assert isinstance(node.value, Table)
-    if len(varying) != 1:
+    if len(varying) == 1:
+        return _reduced(node, args, varying[0], [a[0] for a in args])
+    if len(varying) != 2 or {"NQ", "NK"} & set(node.value.shape):
         return _unbounded(node.kind)
-    axis = varying[0]
-    rest = tuple(a[0] for i, a in enumerate(args) if i != axis)
-    operands = (*rest, *args[axis])
+    other, axis = varying
+    (first, first_high), (last, last_high) = (_reduced(node, args, axis, [a[end] for a in args]) for end in (0, 1))
+    near, (least, most) = args[other][1] - args[other][0] <= 1, _unbounded(node.kind)
+    low, high = apply(Op.MIN, first, last), apply(Op.MAX, first_high, last_high)
+    return apply(Op.SELECT, near, low, least), apply(Op.SELECT, near, high, most)
+
+
+def _reduced(node: Expr, args: list[Interval], axis: int, at: list[Expr]) -> Interval:
+    """Bounds over the range of one index, the others being `at`."""
+    operands = (*(x for i, x in enumerate(at) if i != axis), *args[axis])
     low, high = (intern(op, node.kind, operands, (node.value, axis)) for op in (Op.RANGE_MIN, Op.RANGE_MAX))
     return low, high
 

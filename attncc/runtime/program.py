@@ -25,7 +25,7 @@ from attncc.runtime.lists import ListCache
 from attncc.runtime.operands import Operands, compute_dtype
 from attncc.runtime.signature import Signature, signature
 from attncc.spec.attention import AttentionSpec
-from attncc.spec.masks import Mask, Neighborhood, Not
+from attncc.spec.masks import Mask
 from attncc.spec.model import Grid
 from attncc.targets import target as target_record
 
@@ -69,7 +69,7 @@ class Program:
         """
         if (query, key) not in self._fitting:
             grid = Grid(query, key, self.signature.shared)
-            for problem in (p for mask in _neighborhoods(self.spec.mask) for p in mask.problems(grid)):
+            for problem in (p for mask in _bounded(self.spec.mask) for p in mask.problems(grid)):
                 raise InputError("tokens", f"{list(query)} do not fit the spec's mask: {problem}")
             self._fitting.add((query, key))
 
@@ -125,12 +125,9 @@ class Program:
         return extras[self.signature.names.index("gate")] if self.gate is not None else None
 
 
-def _neighborhoods(mask: Mask) -> list[Neighborhood]:
-    """Every neighborhood in a mask. Other masks fit any length: a window or prefix longer than the sequence holds all of it."""
-    if isinstance(mask, Neighborhood):
-        return [mask]
-    parts = (mask.mask,) if isinstance(mask, Not) else getattr(mask, "masks", ())
-    return [found for part in parts for found in _neighborhoods(part)]
+def _bounded(mask: Mask) -> list[Mask]:
+    """Every part of a mask that some lengths do not fit. A window or prefix longer than the sequence holds all of it."""
+    return [*([mask] if mask.bounded else []), *(found for part in mask.parts for found in _bounded(part))]
 
 
 # ---- the registry ----------------------------------------------------------------------------------------------------------------

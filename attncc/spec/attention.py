@@ -142,7 +142,7 @@ class AttentionSpec(Part):
     def grid(self) -> Grid:
         """Query and key token grids."""
         shared = self.key_tokens is None
-        return Grid(self.tokens, self.tokens if self.key_tokens is None else self.key_tokens, shared)
+        return Grid(self.tokens, self.tokens if self.key_tokens is None else self.key_tokens, shared, self.heads)
 
     @property
     def head_counts(self) -> tuple[int, int, int]:

@@ -22,12 +22,13 @@ class Part(BaseModel):
 class Grid:
     """Query and key token grids of equal rank. Lengths given at run time (None) are the variables `nq0` .. and `nk0` .. .
 
-    Self-attention (`shared`) has one grid: its key lengths are its query lengths, known or not.
+    Self-attention (`shared`) has one grid: its key lengths are its query lengths, known or not. `heads` counts query heads, where known.
     """
 
     query: Axes
     key: Axes
     shared: bool = False
+    heads: int | None = None
 
     @property
     def rank(self) -> int:

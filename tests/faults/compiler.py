@@ -24,12 +24,12 @@ COMPILER: tuple[Fault, ...] = (
     Fault("ops: tanh's derivative", OPS, "(const(1.0) - n * n,)", "(const(1.0) - n,)", (ORACLE,)),
     Fault(
         "masks: the leader of an even stride",
-        "attncc/spec/masks.py",
+        "attncc/spec/masks/windows.py",
         "group + stride // 2",
         "group + (stride - 1) // 2",
         (BRUTE,),
     ),
-    Fault("masks: bottom-right alignment forgotten", "attncc/spec/masks.py", "query + grid.offset if", "query if", (MASKS, ORACLE)),
+    Fault("masks: bottom-right alignment forgotten", "attncc/spec/masks/base.py", "query + grid.offset if", "query if", (MASKS, ORACLE)),
     Fault("canonicalize: < solved as <=", CANONICAL, "right - 1 if term.op is Op.LT else right", "right", (MASKS,)),
     Fault(
         "canonicalize: the tail mask dropped",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tests.oracle.masks import Spec, concrete, table_axes
+from tests.oracle.patterns import random_table
 
 
 def random_inputs(
@@ -34,7 +36,7 @@ def random_inputs(
     v = normal((batch, spec.get("value_heads") or key_heads, size["k"], value_dim), dtype)
     v = v + 0.5  # with values of mean zero, a wrong denominator would hardly show
     inputs = {
-        name: torch.from_numpy(_label_runs(rng, [size[axis] for axis in axes]))
+        name: torch.from_numpy(_int_table(rng, spec, size, axes))
         for name, axes in dict(table_axes(spec.get("mask", {"kind": "full"}))).items()
     }
     table_dtype = torch.promote_types(dtype, torch.float32)
@@ -49,6 +51,24 @@ def random_inputs(
         gate_dim = 1 if gate["granularity"] == "headwise" else value_dim
         inputs["gate"] = normal((batch, gate_heads, size["q"], gate_dim), dtype)
     return q, k, v, inputs
+
+
+def _int_table(rng: np.random.Generator, spec: Spec, size: dict[str, int], axes: Any) -> np.ndarray:
+    if isinstance(axes, str):
+        return _label_runs(rng, [size[axis] for axis in axes])
+    grids = {"q": spec["tokens"], "k": spec["key_tokens"]}
+
+    def length(axis: Any) -> int:
+        if isinstance(axis, tuple):
+            return _blocks(grids[axis[0]], axis[1])
+        return axis if isinstance(axis, int) else size[axis]
+
+    return random_table(rng, axes[0], [length(axis) for axis in axes[1:]], size["k"])
+
+
+def _blocks(grid: Sequence[int], block: Any) -> int:
+    sides = block if isinstance(block, list) else [block] * len(grid)
+    return math.prod(math.ceil(n / side) for n, side in zip(grid, sides, strict=True))
 
 
 def _label_runs(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:

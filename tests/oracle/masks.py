@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.oracle.patterns import PATTERNS, pattern_tables
+
 Spec = Mapping[str, Any]
 Inputs = Mapping[str, Any]
 Indices = dict[str, np.ndarray]
@@ -56,12 +58,13 @@ def indices(spec: Spec, batch: int) -> Indices:
     return at
 
 
-def table_axes(mask: Spec) -> Iterator[tuple[str, str]]:
-    """(name, axes) of every run-time table of ``mask``; axes is a word over b, h, q, k such as ``bq``."""
+def table_axes(mask: Spec) -> Iterator[tuple[str, Any]]:
+    """(name, axes) of every run-time table of ``mask``; axes is a word over b, h, q, k such as ``bq``, or as `pattern_tables` says."""
     if mask["kind"] == "segments":
         yield mask["ids"], "bq"
         if mask.get("key_ids"):
             yield mask["key_ids"], "bk"
+    yield from pattern_tables(mask)
     if mask["kind"] == "predicate":
         for node in ast.walk(ast.parse(mask["text"], mode="eval")):
             if isinstance(node, ast.Subscript):
@@ -154,12 +157,31 @@ def _not(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
     return np.logical_not(_mask(mask["mask"], at, inputs))
 
 
+def _per_head(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
+    heads, masks = at["h"].size, mask["masks"]
+    groups = mask.get("groups") or np.array_split(np.arange(heads), len(masks))
+    each = np.broadcast_arrays(at["h"] * 0 == 0, *[_mask(part, at, inputs) for part in masks])[1:]
+    allowed = np.zeros_like(each[0])
+    for group, part in zip(groups, each, strict=True):
+        for head in group:
+            allowed[:, head] = part[:, head]
+    return allowed
+
+
+def _documents(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
+    starts = _table(inputs[mask.get("starts", "document_starts")])
+    q, k = starts[at["b"], at["q"]], starts[at["b"], at["k"]]
+    inside = {**at, "q": at["q"] - q, "k": at["k"] - k, "q0": at["q0"] - q, "k0": at["k0"] - k}
+    return (q == k) & _mask(mask["mask"], inside, inputs)
+
+
 def _predicate(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
     with np.errstate(divide="raise"):
         return np.asarray(_evaluate(ast.parse(mask["text"], mode="eval").body, at, inputs), dtype=bool)
 
 
 _KINDS: dict[str, Callable[[Spec, Indices, Inputs], np.ndarray]] = {
+    **PATTERNS,
     "full": _full,
     "causal": _causal,
     "sliding_window": _sliding_window,
@@ -171,6 +193,8 @@ _KINDS: dict[str, Callable[[Spec, Indices, Inputs], np.ndarray]] = {
     "and": _and,
     "or": _or,
     "not": _not,
+    "per_head": _per_head,
+    "documents": _documents,
 }
 
 # numpy's integer // and % round towards minus infinity: the floor semantics that the predicate language has.

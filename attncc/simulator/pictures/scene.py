@@ -91,10 +91,9 @@ def make_scene(
 
 def words(mask: Any, longest: int = 60) -> str:
     """What a mask is called: `sliding window or sinks`."""
-    parts = [words(part) for part in getattr(mask, "masks", ())]
-    name = f" {mask.kind} ".join(parts) if parts else mask.kind.replace("_", " ")
-    if mask.kind == "not":
-        name = f"not ({words(mask.mask)})"
+    parts, name = [words(part) for part in mask.parts], mask.kind.replace("_", " ")
+    if parts:
+        name = f" {name} ".join(parts) if mask.kind in ("and", "or") else f"{name} ({', '.join(parts)})"
     return name if len(name) <= longest else f"{name[: longest - 3]}..."
 
 

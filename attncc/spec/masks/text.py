@@ -1,0 +1,83 @@
+"""Masks written as text, in a whitelist grammar: nothing is ever evaluated."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import field_validator
+
+from attncc.ir.expr import Expr, Kind, Op, Table, const, load, nodes, var
+from attncc.ir.text import INTEGER_CALLS, parse
+from attncc.spec.masks.base import Pattern
+from attncc.spec.model import Grid
+
+
+class Predicate(Pattern):
+    """A mask written as text over `b h q k`, the coordinates `q0 k0 q1 ..` and the lengths `nq nk nq0 nk0 ..`.
+
+    Integers, `+ - * // %`, comparisons, `and or not`, `abs min max`; `name[b, k]` reads a run-time integer table whose shape its
+    indices say: b is the batch, h the query head, q and k tokens. `//` and `%` round toward minus infinity, as in Python.
+    """
+
+    kind: Literal["predicate"] = "predicate"
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def _parses(cls, text: str) -> str:
+        for rank in (1, 2, 3):
+            grid = Grid((None,) * rank, (None,) * rank)
+            try:
+                _parse_predicate(text, grid)
+                return text
+            except ValueError:
+                if rank == 3:
+                    raise
+        return text
+
+    def problems(self, grid: Grid) -> list[str]:
+        try:
+            _parse_predicate(self.text, grid)
+            return []
+        except ValueError as error:
+            return [str(error)]
+
+    def predicate(self, grid: Grid) -> Expr:
+        return _parse_predicate(self.text, grid)
+
+
+def _parse_predicate(text: str, grid: Grid) -> Expr:
+    names = {"b": var("b"), "h": var("h")}
+    dims: dict[Expr, str] = {names["b"]: "B", names["h"]: "H"}
+    for side in "qk":
+        names[side], names[f"n{side}"] = grid.flat(side), grid.tokens(side)
+        # Self-attention has one token axis: `doc[b, q] == doc[b, k]` reads one table.
+        dims[names[side]] = "NQ" if grid.shared else f"N{side.upper()}"
+        for axis in range(grid.rank):
+            names[f"{side}{axis}"], names[f"n{side}{axis}"] = grid.coordinate(side, axis), grid.length(side, axis)
+
+    def read(name: str, index: tuple[Expr, ...]) -> Expr:
+        unknown = [i for i in index if i not in dims]
+        if unknown or len(set(index)) < len(index) or name in names:
+            raise ValueError(f"table {name!r} must be indexed by b, h, q and k alone, each at most once")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"table {name!r} must have a name of small letters, digits and underscores")
+        return load(Table(name, Kind.INT, tuple(dims[i] for i in index)), *index)
+
+    mask = parse(text, names, read, INTEGER_CALLS)
+    if mask.kind is not Kind.BOOL:
+        raise ValueError(f"a predicate must be true or false, this one is {mask.kind.value}")
+    for n in nodes(mask):
+        _check_number(n)
+    return mask
+
+
+def _check_number(n: Expr) -> None:
+    """Holds one node of a predicate to what kernels compute with: 32-bit integers, divided by something."""
+    if n.kind is Kind.FLOAT:
+        raise ValueError(f"{n!r} is no integer; // divides integers")
+    if n.op is Op.CONST and abs(int(n.value)) > 2**31 - 1:
+        raise ValueError("a number is no 32-bit integer")
+    if n.op in (Op.FLOORDIV, Op.MOD) and n.args[1] is const(0):
+        raise ValueError("division by zero")
