@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from attncc.ir.expr import Expr, const, substitute, var, variables
+from attncc.ir.expr import Expr, const, substitute, tables, var, variables
 from attncc.ir.intervals import interval
 from attncc.ir.values import evaluate, evaluate_all, range_tables
 from attncc.passes.block_mask import BlockMask
@@ -76,7 +76,7 @@ def axis_relations(predicate: Expr, query: Shape, key: Shape) -> list[Bools] | N
     terms: list[list[Expr]] = [[] for _ in query]
     for term in conjuncts(predicate):
         axes = [a for a in range(len(query)) if variables(term) <= {f"q{a}", f"k{a}"}]
-        if not axes or any(n > LONGEST for n in (*query, *key)):
+        if not axes or tables(term) or any(n > LONGEST for n in (*query, *key)):
             return None
         terms[axes[0]].append(term)
     return [_relation(axis, found, n, m) for axis, (found, n, m) in enumerate(zip(terms, query, key))]

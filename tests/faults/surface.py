@@ -49,7 +49,11 @@ SURFACE: tuple[Fault, ...] = (
         ("tests/test_flex_export.py::test_mask_mod_is_the_oracle_mask",),
     ),
     Fault(
-        "predicates: division by zero let through", "attncc/spec/masks/text.py", "n.args[1] is const(0)", "n.args[1] is const(1)", (FORBIDDEN,)
+        "predicates: division by zero let through",
+        "attncc/spec/masks/text.py",
+        "n.args[1] is const(0)",
+        "n.args[1] is const(1)",
+        (FORBIDDEN,),
     ),
     Fault(
         "specs: a depth nobody limits",
