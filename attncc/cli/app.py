@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from attncc.cli import bench, cache, compile, environment, explain, search, simulate, specs, targets, verify
+from attncc.cli import bench, cache, compile, environment, explain, report, search, simulate, specs, targets, verify
 from attncc.errors import AttnccError
 
 
@@ -39,6 +39,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "schema": specs.schema,
     "explain": explain.explain,
     "simulate": simulate.simulate,
+    "report": report.report,
     "compile": compile.compile,
     "verify": verify.verify,
     "bench": bench.bench,

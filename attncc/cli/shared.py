@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="a .json or .yaml file, or - for standard input")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on standard output")]
-DEFAULT_TARGET = "sm_90"
+DEFAULT_TARGET = "h100"
 PIPE_WIDTH = 120
 TargetName = Annotated[str, typer.Option("--target", "-t", help="h100, sm_90, mi300x, cpu, ..., or a .json file (see: attncc targets)")]
 
