@@ -9,6 +9,7 @@ BRUTE = "tests/test_simulate.py::test_counts_are_brute_force"
 FLAT_BRUTE = "tests/test_flex_export.py::test_flat_blocks_are_brute_force"
 FORBIDDEN = "tests/test_cli.py::test_forbidden_predicates"
 SEARCH = "tests/simulator/test_search.py"
+HTML, PAGE = "attncc/simulator/html", "tests/simulator/test_html.py"
 IMPOSSIBLE = "tests/test_targets.py::test_impossible_files_are_refused"
 
 SURFACE: tuple[Fault, ...] = (
@@ -132,4 +133,19 @@ SURFACE: tuple[Fault, ...] = (
         "file=sys.stdout)",
         ("tests/test_cli.py::test_bad_specs",),
     ),
+    Fault(
+        "html: names of rows not escaped",
+        f"{HTML}/sections.py",
+        'row">{escape(first)}</th>{"".join',
+        'row">{first}</th>{"".join',
+        (f"{PAGE}::test_a_target_of_ones_own_is_text",),
+    ),
+    Fault(
+        "html: four cells of a byte in the wrong order",
+        f"{HTML}/cells.py",
+        "[0, 2, 4, 6]",
+        "[6, 4, 2, 0]",
+        (f"{PAGE}::test_cells_are_the_block_mask",),
+    ),
+    Fault("html: ids of pictures collide", f"{HTML}/drawing.py", "f' id=\"{name}-{m[1]}\"'", "m[0]", (f"{PAGE}::test_ids_are_unique",)),
 )
