@@ -1,4 +1,4 @@
-"""Both examples, one after the other; leaves the generated kernel, its plan, the report and a picture of the mask in build/demo."""
+"""Both examples, one after the other; leaves the generated kernel, its plan, a picture of the mask and a page in build/demo."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main() -> None:
     console.rule("a video grid with neighborhood attention")
     hunyuan.main(hunyuan.FOLDER)
     picture()
+    report()
     console.rule("files")
     for path in sorted(hunyuan.FOLDER.iterdir()):
         console.print(f"  {path}")
@@ -29,6 +30,13 @@ def picture() -> None:
     from attncc.simulator.pictures.mask import draw
 
     draw(hunyuan.VIDEO, hunyuan.FOLDER / "mask.png", hunyuan.TILE, hunyuan.TILE)
+
+
+def report() -> None:
+    """The page of the video grid, as `attncc report` writes it."""
+    from attncc.simulator.html import page
+
+    (hunyuan.FOLDER / "report.html").write_text(page(hunyuan.VIDEO, "h100", hunyuan.TILE, hunyuan.TILE), encoding="utf-8")
 
 
 if __name__ == "__main__":
