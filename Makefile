@@ -14,7 +14,7 @@ READY  := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check lint types format setup clean test-unit test-interpreter test-aot evidence bench-cpu bench-analysis bench-simulator bench-seeds bench-gpu faults
+.PHONY: help demo test check lint types format setup clean test-unit test-interpreter test-aot evidence bench-cpu bench-analysis bench-simulator bench-seeds bench-gpu docs faults
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench-seeds: $(READY) ## Published speed figures beside the simulator's
 
 bench-gpu: $(READY) ## Check and time every kernel on the GPU of this machine
 	@$(NATIVE) $(PY) -m benchmarks.gpu
+
+docs: $(READY) ## Write docs/spec.md and its pictures from the models
+	@$(NATIVE) $(PY) -m docs.vocabulary
 
 faults: $(READY) ## Seed faults one at a time; each must make its tests fail
 	@$(PY) -m tests.faults

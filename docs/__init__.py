@@ -1,0 +1,1 @@
+"""Pages about attncc; `docs.vocabulary` writes the one that lists what a spec may say."""
