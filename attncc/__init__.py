@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from attncc.passes.plan import Plan
     from attncc.runtime.kernel import Kernel
     from attncc.simulator import Candidate, SpeedupReport, simulate, simulate_many
-    from attncc.spec import gates, masks, normalizers, scores
+    from attncc.spec import gates, masks, normalizers, routing, scores
     from attncc.spec.attention import AttentionSpec
 
 _HOMES = {
@@ -29,6 +29,7 @@ _HOMES = {
     "gates": "attncc.spec",
     "masks": "attncc.spec",
     "normalizers": "attncc.spec",
+    "routing": "attncc.spec",
     "scores": "attncc.spec",
 }
 """Where each public name lives; it is imported when first asked for, so that specs and simulation never load torch."""
@@ -46,6 +47,7 @@ __all__ = [
     "knobs",
     "masks",
     "normalizers",
+    "routing",
     "scores",
     "simulate",
     "simulate_many",

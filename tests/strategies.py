@@ -60,6 +60,7 @@ class Sizes:
     heads: Sequence[int] = (1, 2, 3, 4, 6)
     head_dims: Sequence[int] = HEAD_DIMS
     batches: Sequence[int] = (1, 2)
+    routing: bool = True
 
 
 SMALL = Sizes()
@@ -350,6 +351,16 @@ GATES: SearchStrategy[Json] = st.fixed_dictionaries(
 )
 
 
+@lru_cache
+def routings(heads: int) -> SearchStrategy[Json]:
+    """Every kind of head routing: shared heads or none, few heads a token or all."""
+    shares = [(shared, top) for shared in range(heads) for top in range(1, heads - shared + 1)]
+    mixtures = st.sampled_from(shares).map(lambda s: {"kind": "mixture_of_heads", "shared": s[0], "top_k": s[1]})
+    relu = st.builds(lambda shared: {"kind": "relu", "shared": shared}, st.integers(0, heads - 1))
+    by_head = st.sampled_from([{"kind": kind, "per_batch": own} for kind in ("head_scale", "head_mask") for own in (False, True)])
+    return st.one_of(mixtures, relu, by_head)
+
+
 # ---- whole specs -------------------------------------------------------------------------------------------------------------------
 
 
@@ -399,5 +410,6 @@ def _extras(draw: DrawFn, setting: Setting, heads: int, sizes: Sizes, dtypes: Se
         "scores": draw(score_maps(setting, heads)),
         "normalizer": normalizer,
         "gate": draw(_maybe(GATES)),
+        "routing": draw(st.none() | st.none() | routings(heads)) if sizes.routing else None,
         "outputs": ["output", "lse"] if softmax and draw(st.booleans()) else ["output"],
     }

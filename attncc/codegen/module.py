@@ -36,6 +36,10 @@ def emit(plan: Plan, spec_json: str) -> str:
             "compile the parts as specs of their own",
         )
     facts = Facts(plan.kernels[0], record)
+    if facts.body.find(GraphOp.ROUTE) or facts.body.find(GraphOp.WEIGH):
+        raise UnsupportedError(
+            f"routing on {plan.target}", "generated kernels compute every head of every token", "routing null, or target cpu"
+        )
     if facts.dtype == "float64":
         raise UnsupportedError("dtype float64 on a GPU", "matrix units have no fast float64 path here", "float32, or target cpu")
     text = "\n".join(_sections(facts, plan, spec_json)) + "\n"

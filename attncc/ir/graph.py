@@ -1,6 +1,6 @@
 """The attention graph: immutable, hash-consed nodes over one op enum. A pass takes a graph and gives a graph.
 
-    scores = scale * q k^T  ->  maps  ->  mask  ->  weights  ->  combine with v  ->  gate
+    scores = scale * q k^T  ->  maps  ->  mask  ->  route  ->  weights  ->  combine with v  ->  weigh  ->  gate
 
 What each op takes and gives, and which attributes it must carry at which stage, stands in `SIGNATURES` and `STAGES`;
 `attncc.ir.verify` holds graphs to it. Any number of these chains may share inputs and meet in one graph.
@@ -28,8 +28,10 @@ class GraphOp(str, Enum):
     SCORES = "scores"  # scale * q k^T
     MAP = "map"  # s -> f(s, b, h, q, k, tables)
     MASK = "mask"  # keeps the scores of the pairs where the predicate holds
+    ROUTE = "route"  # keeps the rows (batch element, head, query) where the predicate holds; the others see no key
     WEIGHTS = "weights"  # scores -> weights, by a normalizer's row class and weight
     COMBINE = "combine"  # weights @ v
+    WEIGH = "weigh"  # o -> f(o, b, h, q, tables)
     LSE = "lse"  # natural log of a softmax row's whole denominator
     GATE = "gate"  # o -> f(o, g)
     KERNEL = "kernel"  # a fused region, one launch; its body is a graph
@@ -49,8 +51,10 @@ SIGNATURES: dict[GraphOp, Signature] = {
     GraphOp.SCORES: Signature(("tensor", "tensor"), "scores"),
     GraphOp.MAP: Signature(("scores", "tables"), "scores"),
     GraphOp.MASK: Signature(("scores", "tables"), "scores"),
+    GraphOp.ROUTE: Signature(("scores", "tables"), "scores"),
     GraphOp.WEIGHTS: Signature(("scores",), "weights"),
     GraphOp.COMBINE: Signature(("weights", "tensor"), "rows"),
+    GraphOp.WEIGH: Signature(("rows", "tables"), "rows"),
     GraphOp.LSE: Signature(("weights",), "lse"),
     GraphOp.GATE: Signature(("rows", "tensor"), "rows"),
     GraphOp.KERNEL: Signature(("tables",), "results"),
@@ -73,8 +77,10 @@ _CORE: dict[GraphOp, frozenset[str]] = {
     GraphOp.SCORES: frozenset({"scale"}),
     GraphOp.MAP: frozenset({"value"}),
     GraphOp.MASK: frozenset({"predicate"}),
+    GraphOp.ROUTE: frozenset({"rows"}),
     GraphOp.WEIGHTS: frozenset({"row_class", "weight"}),
     GraphOp.COMBINE: frozenset(),
+    GraphOp.WEIGH: frozenset({"value"}),
     GraphOp.LSE: frozenset(),
     GraphOp.GATE: frozenset({"value"}),
 }

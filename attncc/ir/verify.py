@@ -13,7 +13,9 @@ from attncc.ir.rows import RowClass
 _ALLOWED = {
     GraphOp.MAP: (Kind.FLOAT, "s"),
     GraphOp.MASK: (Kind.BOOL, ""),
+    GraphOp.ROUTE: (Kind.BOOL, ""),
     GraphOp.WEIGHTS: (Kind.FLOAT, "s"),
+    GraphOp.WEIGH: (Kind.FLOAT, "o"),
     GraphOp.GATE: (Kind.FLOAT, "og"),
 }
 """Type of an op's expression and the float variables it may use."""
@@ -84,6 +86,8 @@ def _expression_problems(n: Node, rank: int) -> Iterator[str]:
         for name in sorted(variables(expression)):
             if name not in VARIABLES or (VARIABLES[name].kind is Kind.FLOAT and name not in floats):
                 yield f"expression uses {name!r}, which has no meaning here"
+            elif name.startswith("k") and n.op in (GraphOp.ROUTE, GraphOp.WEIGH):
+                yield f"expression uses {name!r}, and rows are routed by their queries"
             elif name[-1].isdigit() and int(name[-1]) >= rank:
                 yield f"expression uses {name!r} on a grid of rank {rank}"
         unread = [t.name for t in tables(expression) if t not in declared]

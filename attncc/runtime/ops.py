@@ -37,7 +37,7 @@ def _operands(program: Program, q: Tensor, k: Tensor, v: Tensor, extras: Sequenc
 def forward(
     q: Tensor, k: Tensor, v: Tensor, extras: Sequence[Tensor], kernel: str, lengths: Sequence[int], heads_last: bool, train: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output `[B, H, N, Dv]`, log-sum-exp `[B, H, N]` and, for training with a gate, the rows before it; empty where there is none."""
+    """Output `[B, H, N, Dv]`, log-sum-exp `[B, H, N]` and, for training, the rows before weights and gate; empty where there is none."""
     program = find_program(kernel)
     return programs.forward(program, _operands(program, q, k, v, extras, lengths), program.logits(extras), heads_last, train)
 
@@ -54,9 +54,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     out, lse, rows = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(rows)
-    # Without a gate the output is the rows.
-    gated = find_program(ctx.kernel).gate is not None
-    ctx.save_for_backward(q, k, v, rows if gated else out, lse, *extras)
+    # Without row weights and a gate the output is the rows.
+    after = bool(find_program(ctx.kernel).epilogue)
+    ctx.save_for_backward(q, k, v, rows if after else out, lse, *extras)
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from attncc import knobs
 from attncc.errors import AttnccError, InputError, UnsupportedError
-from attncc.ir.expr import Expr
 from attncc.ir.graph import GraphOp
 from attncc.passes.plan import KernelPlan, Plan
 from attncc.passes.tiles import Shape
 from attncc.runtime import blocked, cache
 from attncc.runtime.devices import check_device
-from attncc.runtime.gate import gate_gradients, gated
+from attncc.runtime.epilogue import Epilogue
 from attncc.runtime.lists import ListCache
 from attncc.runtime.operands import Operands, compute_dtype
 from attncc.runtime.signature import Signature, signature
@@ -74,10 +73,9 @@ class Program:
             self._fitting.add((query, key))
 
     @cached_property
-    def gate(self) -> Expr | None:
-        """The gate's formula in `o` and `g`."""
-        found = self.kernel.graph.find(GraphOp.GATE)
-        return found[0]["value"] if found else None
+    def epilogue(self) -> Epilogue:
+        """What follows the weighted sum of values."""
+        return Epilogue.of(self.kernel.graph)
 
     @cached_property
     def softmax(self) -> bool:
@@ -117,12 +115,16 @@ class Program:
                 name: torch.tensor(values, dtype=dtype, device=device).reshape(shape)
                 for name, shape, values, dtype in self.signature.constants
             }
-        given = {name: x.contiguous() for name, x in zip(self.signature.names, extras) if name != "gate"}
+        given = {name: _integral(x).contiguous() for name, x in zip(self.signature.names, extras) if name != "gate"}
         return {**given, **self._constants[device]}
 
     def logits(self, extras: Sequence[Tensor]) -> Tensor | None:
         """The gate's logits."""
-        return extras[self.signature.names.index("gate")] if self.gate is not None else None
+        return extras[self.signature.names.index("gate")] if self.epilogue.gate is not None else None
+
+
+def _integral(x: Tensor) -> Tensor:
+    return x.int() if x.dtype is torch.bool else x
 
 
 def _bounded(mask: Mask) -> list[Mask]:
@@ -170,8 +172,8 @@ def empty_rows(q: Tensor, width: int, heads_last: bool) -> Tensor:
 
 
 def keeps_rows(program: Program, device: torch.device, train: bool) -> bool:
-    """Whether the forward pass gives the rows before the gate too, for the backward pass."""
-    return train and program.gate is not None and program.engine(device) == "blocked"
+    """Whether the forward pass gives the rows before the epilogue too, for the backward pass."""
+    return train and bool(program.epilogue) and program.engine(device) == "blocked"
 
 
 def keeps_lse(program: Program, device: torch.device) -> bool:
@@ -194,7 +196,7 @@ def forward(program: Program, operands: Operands, logits: Tensor | None, heads_l
     if program.engine(out.device) == "triton":
         return out, _launched(program, operands, logits, out, lse), kept
     rows, row_lse = blocked.run_forward(program.kernel, operands)
-    out.copy_(rows if program.gate is None or logits is None else gated(program.gate, rows, logits))
+    out.copy_(program.epilogue.apply(rows, logits, program.kernel.graph, operands) if program.epilogue else rows)
     return out, lse if row_lse is None else row_lse, kept if not kept.numel() else rows
 
 
@@ -237,8 +239,8 @@ def backward(
         _say_once("the backward pass of generated kernels runs in torch (the blocked engine) for now")
     rows, lse = _recomputed(program, operands, *saved)
     found: dict[str, Tensor] = {}
-    if program.gate is not None and logits is not None:
-        grad, found["gate"] = gate_gradients(program.gate, rows, logits, grad)
+    if program.epilogue:
+        grad, found = program.epilogue.gradients(rows, logits, program.kernel.graph, operands, grad)
     dq, dk, dv, by_table = blocked.run_backward(program.kernel, operands, rows, lse, grad, grad_lse)
     return dq, dk, dv, {**by_table, **found}
 
@@ -251,7 +253,7 @@ def _zero_gradients(operands: Operands, logits: Tensor | None) -> Gradients:
 
 def _recomputed(program: Program, operands: Operands, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows and log-sum-exp, computed again where the forward pass could not keep them."""
-    needs_rows = program.softmax or program.gate is not None
+    needs_rows = program.softmax or bool(program.epilogue)
     if (needs_rows and rows.dim() == 1) or (program.softmax and lse.dim() == 1):
         return blocked.run_forward(program.kernel, operands)
     return rows, lse if program.softmax else None

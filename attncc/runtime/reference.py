@@ -91,6 +91,12 @@ def _mask(n: Node, inputs: list[Any], place: _Place) -> tuple[Tensor, Tensor]:
     return scores, (allowed if before is None else allowed & before).expand(scores.shape)
 
 
+def _route(n: Node, inputs: list[Any], place: _Place) -> tuple[Tensor, Tensor]:
+    """A row that is not kept sees no key."""
+    scores, allowed = inputs[0]
+    return scores, allowed & place.evaluate(n["rows"])
+
+
 def _weights(n: Node, inputs: list[Any], place: _Place) -> tuple[Tensor, Tensor]:
     """Weights, 0 where not allowed, and the log of their denominator (softmax)."""
     scores, allowed = inputs[0]
@@ -113,6 +119,10 @@ def _lse(n: Node, inputs: list[Any], place: _Place) -> Tensor:
     return lse
 
 
+def _weigh(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    return place.evaluate(n["value"], o=inputs[0])
+
+
 def _gate(n: Node, inputs: list[Any], place: _Place) -> Tensor:
     return place.evaluate(n["value"], o=inputs[0], g=inputs[1])
 
@@ -122,8 +132,10 @@ _MEANING = {
     GraphOp.SCORES: _scores,
     GraphOp.MAP: _map,
     GraphOp.MASK: _mask,
+    GraphOp.ROUTE: _route,
     GraphOp.WEIGHTS: _weights,
     GraphOp.COMBINE: _combine,
+    GraphOp.WEIGH: _weigh,
     GraphOp.LSE: _lse,
     GraphOp.GATE: _gate,
 }

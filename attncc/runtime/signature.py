@@ -70,7 +70,7 @@ def signature(body: Graph, shared: bool) -> Signature:
     nodes = [inputs[name] for name in dict.fromkeys(order)]
     heads, dtype = int(inputs["q"]["shape"][1]), inputs["q"]["dtype"]
     slots = tuple(_slot(n, heads, dtype) for n in nodes if n.get("values") is None)
-    constants = tuple((n["name"], n["shape"], n["values"], _dtypes(n, dtype)[-1]) for n in nodes if n.get("values") is not None)
+    constants = tuple((n["name"], n["shape"], n["values"], _constant_type(n, dtype)) for n in nodes if n.get("values") is not None)
     return Signature(slots, constants, body.query, body.key, shared)
 
 
@@ -79,7 +79,13 @@ def _slot(n: Node, heads: int, dtype: str) -> Slot:
     return Slot(n["name"], shape, _dtypes(n, dtype))
 
 
+def _constant_type(n: Node, dtype: str) -> torch.dtype:
+    return torch.int32 if n["dtype"] == "int32" else _dtypes(n, dtype)[-1]
+
+
 def _dtypes(n: Node, dtype: str) -> tuple[Any, ...]:
-    """Types an input may have: its own; a float table of a float64 attention may be either."""
+    """Types an input may have: its own; a float table of a float64 attention may be either, an integer table may hold booleans."""
+    if n["dtype"] == "int32":
+        return torch.int32, torch.bool
     wide = dtype == "float64" and n["dtype"] == "float32"
     return (torch.float32, torch.float64) if wide else (DTYPES[n["dtype"]],)

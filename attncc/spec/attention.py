@@ -18,6 +18,7 @@ from attncc.spec.gates import Gate
 from attncc.spec.masks import Full, Mask
 from attncc.spec.model import Axes, Grid, Part
 from attncc.spec.normalizers import NormalizerSpec, Softmax
+from attncc.spec.routing import Routing
 from attncc.spec.scores import Alibi, RelativeBias, Scale, Score
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ DEEPEST = 150
 
 
 class AttentionSpec(Part):
-    """What one attention computes: `out = gate(normalize(mask(scores(scale * q.k))) @ v)`.
+    """What one attention computes: `out = gate(route(normalize(mask(scores(scale * q.k))) @ v))`.
 
     q is `[B, heads, N, head_dim]`, k `[B, key_heads, M, head_dim]`, v `[B, value_heads, M, value_dim]`; N and M are the products of
     `tokens` and `key_tokens`, flattened row-major. An axis given as None is known only at run time. Query head h reads key head
@@ -58,7 +59,7 @@ class AttentionSpec(Part):
     scores: tuple[Score, ...] = ()
     normalizer: NormalizerSpec = Field(default_factory=Softmax)
     gate: Gate | None = None
-    routing: None = Field(default=None, description="head routing; not available yet, so it must be null")
+    routing: Routing | None = None
     outputs: tuple[Literal["output", "lse"], ...] = ("output",)
 
     @field_validator("tokens", "key_tokens", mode="before")
@@ -77,7 +78,8 @@ class AttentionSpec(Part):
 
     def _head_problems(self) -> list[str]:
         named = (("key_heads", self.key_heads), ("value_heads", self.value_heads))
-        return [f"{name}: {n} does not divide heads={self.heads}" for name, n in named if n and self.heads % n]
+        found = [f"{name}: {n} does not divide heads={self.heads}" for name, n in named if n and self.heads % n]
+        return found + ([] if self.routing is None else [f"routing: {p}" for p in self.routing.problems(self.heads)])
 
     def _grid_problems(self) -> list[str]:
         if self.key_tokens is not None and len(self.key_tokens) != len(self.tokens):
@@ -114,7 +116,9 @@ class AttentionSpec(Part):
         """Names of run-time inputs: no word of the language or of a call, and one tensor each."""
         formulas = [score.apply(SCORE, self.grid, self.heads) for score in self.scores]
         found, known = [], dict[str, Table]()
-        for field, formula in [("mask", self.predicate), *((f"scores.{i}", f) for i, f in enumerate(formulas))]:
+        routed = [] if self.routing is None else [self.routing.rows(self.grid), self.routing.weigh(self.grid)]
+        scored = ((f"scores.{i}", f) for i, f in enumerate(formulas))
+        for field, formula in [("mask", self.predicate), *scored, *(("routing", f) for f in routed)]:
             for table in tables(formula):
                 if table.name in RESERVED or keyword.iskeyword(table.name):
                     found.append(f"{field}: no run-time input may be called {table.name!r}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from attncc.ir.expr import Expr, Kind, Table, tables
+from attncc.ir.expr import Expr, Kind, Table, const, tables
 from attncc.ir.graph import Graph, GraphOp, Node, Stage, node
 from attncc.ir.rows import SCORE
 from attncc.ir.verify import verify
 from attncc.spec.attention import AttentionSpec
 from attncc.spec.gates import SHAPES
+from attncc.spec.routing import OUTPUT
 
 
 def lower(spec: AttentionSpec) -> Graph:
@@ -20,9 +21,12 @@ def lower(spec: AttentionSpec) -> Graph:
             scores = node(GraphOp.MAP, scores, *_reads(value), value=value)
     predicate = spec.predicate
     scores = node(GraphOp.MASK, scores, *_reads(predicate), predicate=predicate)
+    kept = const(True) if spec.routing is None else spec.routing.rows(spec.grid)
+    if kept is not const(True):
+        scores = node(GraphOp.ROUTE, scores, *_reads(kept), rows=kept)
     normalizer = spec.normalizer.record()
     weights = node(GraphOp.WEIGHTS, scores, row_class=normalizer.row_class.value, weight=normalizer.weight)
-    rows = node(GraphOp.COMBINE, weights, v)
+    rows = _weighed(spec, node(GraphOp.COMBINE, weights, v))
     results = {"output": _gated(spec, rows), "lse": node(GraphOp.LSE, weights)}
     outputs = tuple((name, results[name]) for name in spec.outputs)
     return verify(Graph(spec.grid.query, spec.grid.key, outputs), Stage.LOWERED)
@@ -48,6 +52,11 @@ def _table_input(table: Table) -> Node:
     values = {} if table.values is None else {"values": table.values}
     dtype = "int32" if table.kind is Kind.INT else "float32"
     return node(GraphOp.INPUT, name=table.name, dtype=dtype, shape=table.shape, **values)
+
+
+def _weighed(spec: AttentionSpec, rows: Node) -> Node:
+    value = OUTPUT if spec.routing is None else spec.routing.weigh(spec.grid)
+    return rows if value is OUTPUT else node(GraphOp.WEIGH, rows, *_reads(value), value=value)
 
 
 def _gated(spec: AttentionSpec, rows: Node) -> Node:

@@ -66,7 +66,7 @@ RUNTIME: tuple[Fault, ...] = (
     Fault(
         "runtime: the gated output saved for the rows before the gate",
         OPS,
-        "rows if gated else out, lse",
+        "rows if after else out, lse",
         "out, lse",
         (ORACLE,),
     ),

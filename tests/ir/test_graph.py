@@ -69,6 +69,10 @@ BROKEN: dict[str, tuple[Callable[[], Graph], Stage, str, str]] = {
         lambda: above(node(GraphOp.MAP, SCORES, value=SCORE + var("o", Kind.FLOAT))), Stage.LOWERED, "uses 'o'", "map",
     ),
     "a gate of the score": (lambda: graph(node(GraphOp.GATE, ROWS, GATE, value=SCORE)), Stage.LOWERED, "uses 's'", "gate"),
+    "rows routed by their keys": (
+        lambda: above(node(GraphOp.ROUTE, MASK, rows=var("k0") < 2)), Stage.LOWERED, "uses 'k0', and rows are routed by", "route",
+    ),
+    "a row weight of the score": (lambda: graph(node(GraphOp.WEIGH, ROWS, value=SCORE)), Stage.LOWERED, "uses 's'", "weigh"),
     "an unknown variable": (lambda: above(node(GraphOp.MASK, SCORES, predicate=var("z") < 1)), Stage.LOWERED, "uses 'z'", "mask"),
     "a coordinate beyond the rank": (
         lambda: above(node(GraphOp.MASK, SCORES, predicate=var("k1") < 1)), Stage.LOWERED, "uses 'k1' on a grid of rank 1", "mask",

@@ -33,7 +33,8 @@ def _dense(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, dtype: t
     q, k, v = (_per_query_head(x.to(dtype), spec["heads"]) for x in (q, k, v))
     allowed = torch.from_numpy(dense_mask(spec, inputs, len(q))).to(q.device)
     weights, lse = _normalize(spec.get("normalizer", {"kind": "softmax"}), _scores(spec, q, k, inputs), allowed)
-    return {"output": _gate(spec.get("gate"), weights @ v, inputs)} | lse
+    output, lse = _route(spec.get("routing"), weights @ v, lse, inputs)
+    return {"output": _gate(spec.get("gate"), output, inputs)} | lse
 
 
 def _with_lengths(spec: Spec, nq: int, nk: int) -> Spec:
@@ -104,6 +105,34 @@ def _normalize(normalizer: Spec, s: Tensor, allowed: Tensor) -> tuple[Tensor, di
             weights = torch.softmax(s, dim=-1).masked_fill(~allowed, 0.0)
             return weights, {"lse": torch.logsumexp(s, dim=-1).masked_fill(empty[..., 0], -torch.inf)}
     raise ValueError(f"normalizer {normalizer['kind']!r} is unknown")
+
+
+def _route(routing: Spec | None, output: Tensor, lse: dict[str, Tensor], inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+    """Every head's row times its factor; a row that no router chose is erased, and its lse is that of a row without keys."""
+    if routing is None:
+        return output, lse
+    if routing["kind"] == "head_scale":
+        factor = inputs["head_scale"].to(output.dtype)
+        return output * (factor[:, :, None, None] if factor.dim() == 2 else factor[:, None, None]), lse
+    chosen, factor = _chosen(routing, output, inputs)
+    return torch.where(chosen[..., None], output, 0.0) * factor[..., None], {
+        name: x.masked_fill(~chosen, -torch.inf) for name, x in lse.items()
+    }
+
+
+def _chosen(routing: Spec, output: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Chosen rows and their factors, each ``[B, H, Nq]``."""
+    rows = output.shape[:3]
+    if routing["kind"] == "head_mask":
+        on = inputs["head_mask"].bool()
+        return (on if on.dim() == 2 else on[None])[..., None].expand(rows), output.new_ones(rows)
+    weights, shared = inputs["routing"].to(output.dtype), routing.get("shared", 0)
+    chosen, factor = weights != 0, weights
+    if routing["kind"] == "relu":
+        chosen, factor = weights > 0, torch.cat([weights[:, :shared], torch.relu(weights[:, shared:])], dim=1)
+    always = torch.zeros_like(chosen)
+    always[:, :shared] = True
+    return chosen | always, factor
 
 
 def _gate(gate: Spec | None, output: Tensor, inputs: Inputs) -> Tensor:

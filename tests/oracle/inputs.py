@@ -50,7 +50,26 @@ def random_inputs(
         gate_heads = 1 if gate["granularity"] == "shared" else heads
         gate_dim = 1 if gate["granularity"] == "headwise" else value_dim
         inputs["gate"] = normal((batch, gate_heads, size["q"], gate_dim), dtype)
+    if routing := spec.get("routing"):
+        inputs |= _routing(rng, routing, (batch, heads, size["q"]), table_dtype)
     return q, k, v, inputs
+
+
+def _routing(rng: np.random.Generator, routing: Spec, rows: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights of a router, with tokens that choose fewer heads or none, heads that no token chooses, and weights that are 0."""
+    batch, heads, tokens = rows
+    by_head = (batch, heads) if routing.get("per_batch") else (heads,)
+    if routing["kind"] == "head_scale":
+        return {"head_scale": torch.from_numpy(rng.standard_normal(by_head) * (rng.random(by_head) < 0.8)).to(dtype)}
+    if routing["kind"] == "head_mask":
+        return {"head_mask": torch.from_numpy(rng.random(by_head) < 0.6)}
+    shared, weights = routing.get("shared", 0), rng.standard_normal(rows)
+    if routing["kind"] == "mixture_of_heads":
+        rank = np.argsort(np.argsort(-weights[:, shared:], axis=1), axis=1)
+        weights[:, shared:] = np.where(rank < routing["top_k"], np.exp(weights[:, shared:]), 0.0)
+    weights[:, shared:] *= rng.random((batch, 1, tokens)) < 0.9
+    weights[:, shared:] *= rng.random((batch, heads - shared, 1)) < 0.9
+    return {"routing": torch.from_numpy(weights).to(dtype)}
 
 
 def _int_table(rng: np.random.Generator, spec: Spec, size: dict[str, int], axes: Any) -> np.ndarray:

@@ -58,6 +58,26 @@ CASES: dict[str, tuple[Json, list[int]]] = {
     "relu": (spec([60], normalizer={"kind": "relu"}, mask=CAUSAL, gate={**GATE, "activation": "silu"}), []),
     "gate": (spec([140], gate=GATE, mask=CAUSAL, outputs=WITH_LSE), []),
     "gate by head": (spec([30], gate={**GATE, "granularity": "headwise", "activation": "silu"}), []),
+    "mixture of heads": (
+        spec([None], heads=4, mask=CAUSAL, outputs=WITH_LSE, gate=GATE, routing={"kind": "mixture_of_heads", "shared": 1, "top_k": 2}),
+        [140],
+    ),
+    "routed, all heads differ": (
+        spec([9, 10], mask=neighborhood([3, 5], [2, 1], [1, 2], [False, True]), heads=12, key_heads=4, value_heads=6, value_dim=5,
+             scores=[{"kind": "relative_bias", "extent": [3, 8], "table": "relative_bias"}], outputs=WITH_LSE,
+             routing={"kind": "mixture_of_heads", "shared": 0, "top_k": 3}),
+        [],
+    ),
+    "routed documents": (
+        spec([150], mask={"kind": "and", "masks": [SEGMENTS, CAUSAL]}, heads=3, key_heads=1, routing={"kind": "relu", "shared": 1}), [],
+    ),
+    "routed, pointwise": (
+        spec([70], normalizer={"kind": "sigmoid", "bias": -1.5}, mask=CAUSAL, heads=4, gate={**GATE, "mode": "add"},
+             scores=[{"kind": "alibi", "slopes": None, "trainable": True}], routing={"kind": "relu", "shared": 0}),
+        [],
+    ),
+    "head scale": (spec([40], mask=CAUSAL, heads=4, gate=GATE, routing={"kind": "head_scale", "per_batch": True}), []),
+    "head mask": (spec([40], mask=CAUSAL, heads=4, outputs=WITH_LSE, routing={"kind": "head_mask", "per_batch": False}), []),
     "shared gate": (spec([30], gate={**GATE, "granularity": "shared", "mode": "add"}), []),
 }  # fmt: skip
 

@@ -8,11 +8,13 @@ independent tasks on `workers`: `strips` of `bands`, or runs of `tiles`. Either 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from attncc.passes.plan import KernelPlan
 from attncc.runtime.blocked.attention import backward, forward
 from attncc.runtime.blocked.problem import problem
+from attncc.runtime.blocked.routed import kept_rows
 from attncc.runtime.operands import Operands
 
 Gradients = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
@@ -20,11 +22,19 @@ Gradients = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 
 def run_forward(kernel: KernelPlan, operands: Operands) -> tuple[Tensor, Tensor | None]:
     """Output rows before any gate, `[B, Hq, Nq, Dv]` in the type of q, and their log-sum-exp `[B, Hq, Nq]` (None: pointwise)."""
-    return forward(problem(kernel, operands), operands.q, operands.k, operands.v)
+    rows, lse = forward(problem(kernel, operands), operands.q, operands.k, operands.v)
+    kept = kept_rows(kernel.graph, operands)
+    if kept is None:
+        return rows, lse
+    return rows.masked_fill_(~kept[..., None], 0.0), None if lse is None else lse.masked_fill_(~kept, -torch.inf)
 
 
 def run_backward(
     kernel: KernelPlan, operands: Operands, rows: Tensor, lse: Tensor | None, grad: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
     """Gradients of q, k, v and of the trained tables, from the forward pass's results and the gradients of these."""
+    kept = kept_rows(kernel.graph, operands)
+    if kept is not None:
+        grad = grad.masked_fill(~kept[..., None], 0.0)
+        grad_lse = None if grad_lse is None else grad_lse.masked_fill(~kept, 0.0)
     return backward(problem(kernel, operands), operands.q, operands.k, operands.v, rows, lse, grad, grad_lse)

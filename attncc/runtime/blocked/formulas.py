@@ -153,11 +153,11 @@ class _Chain:
         for value in self.maps[:-1]:
             chain.append(self._mapped(value, chain[-1], env))
         for value, before in zip(reversed(self.maps), reversed(chain)):
-            reads = _reads(value, frozenset(grads))
-            slopes = evaluate_all([_slope(value, x) for x in (SCORE, *reads)], {**env, "s": before}, self.places.arrays)
-            for read, slope in zip(reads, slopes[1:]):
+            leaves = reads(value, frozenset(grads))
+            slopes = evaluate_all([_slope(value, x) for x in (SCORE, *leaves)], {**env, "s": before}, self.places.arrays)
+            for read, slope in zip(leaves, slopes[1:]):
                 index = evaluate_all(read.args, env, self.places.arrays)
-                _scatter(grads[read.value.name], index, grad * slope)
+                scatter(grads[read.value.name], index, grad * slope)
             grad = grad if _is_one(slopes[0]) else (grad * slopes[0]).to(self.dtype)
         return grad
 
@@ -168,7 +168,7 @@ def _slope(value: Expr, leaf: Expr) -> Expr:
 
 
 @lru_cache(maxsize=1024)
-def _reads(value: Expr, names: frozenset[str]) -> tuple[Expr, ...]:
+def reads(value: Expr, names: frozenset[str]) -> tuple[Expr, ...]:
     """Reads of the trained tables in an expression."""
     return tuple(n for n in nodes(value) if n.op is Op.LOAD and n.value.name in names)
 
@@ -177,7 +177,7 @@ def _is_one(slope: Any) -> bool:
     return not isinstance(slope, Tensor) and slope == 1.0
 
 
-def _scatter(total: Tensor, index: Sequence[Any], grad: Tensor) -> None:
+def scatter(total: Tensor, index: Sequence[Any], grad: Tensor) -> None:
     """Adds the gradient of every pair to the table entry that it read; pairs that read one entry together are summed first."""
     at = torch.zeros((), dtype=torch.int64, device=total.device)
     for i, n in zip(index, total.shape):
