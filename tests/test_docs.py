@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from attncc import gates, masks, normalizers, scores
+from attncc import gates, masks, normalizers, routing, scores
 from docs.vocabulary.examples import MASKS, SECTIONS
 from docs.vocabulary.page import code, page, picture_name
 
@@ -20,7 +20,7 @@ def test_the_page_is_up_to_date() -> None:
     assert {p.name for p in (ROOT / "docs" / "pictures").glob("*.png")} == named
 
 
-UNIONS = {"masks": masks.Mask, "scores": scores.Score, "normalizers": normalizers.NormalizerSpec, "gates": gates.Gate}
+UNIONS = {"masks": masks.Mask, "scores": scores.Score, "normalizers": normalizers.NormalizerSpec, "routing": routing.Routing, "gates": gates.Gate}
 
 
 def _kinds(union: Any) -> set[str]:
@@ -36,7 +36,7 @@ def test_every_kind_has_an_example(section: str) -> None:
 
 @pytest.mark.parametrize(("section", "example"), [(s, e) for s, examples in SECTIONS.items() for e in examples], ids=lambda x: str(x)[:40])
 def test_the_line_of_python_makes_the_part(section: str, example: Any) -> None:
-    names = {"masks": masks, "scores": scores, "normalizers": normalizers, "gates": gates}
+    names = {"masks": masks, "scores": scores, "normalizers": normalizers, "routing": routing, "gates": gates}
     assert eval(code(section, example.part), names) == example.part  # noqa: S307 (text of our own)
     assert (type(example.part).__doc__ or "").strip(), "what it means is not said"
 

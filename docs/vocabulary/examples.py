@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attncc import gates, masks, normalizers, scores
+from attncc import gates, masks, normalizers, routing, scores
 
 LINE, SQUARE = (32,), (8, 8)
 
@@ -60,5 +60,11 @@ SCORES = (
     Example(scores.RelativeBias(extent=(8,))),
 )
 NORMALIZERS = (Example(normalizers.Softmax()), Example(normalizers.Sigmoid(bias=-1.0)), Example(normalizers.ReLU()))
+ROUTING = (
+    Example(routing.MixtureOfHeads(shared=2, top_k=4)),
+    Example(routing.ReLURouting(shared=1)),
+    Example(routing.HeadScale(per_batch=True)),
+    Example(routing.HeadMask()),
+)
 GATES = (Example(gates.Output(activation="silu")),)
-SECTIONS = {"masks": MASKS, "scores": SCORES, "normalizers": NORMALIZERS, "gates": GATES}
+SECTIONS = {"masks": MASKS, "scores": SCORES, "normalizers": NORMALIZERS, "routing": ROUTING, "gates": GATES}

@@ -83,6 +83,13 @@ def test_documents_whose_tokens_choose_no_head(rule: str, poisoned: None) -> Non
     compared(spec([90], heads=HEADS, mask=both, routing=MIXTURE, outputs=WITH_LSE), {"routing": made, "segments": ids})
 
 
+@pytest.mark.parametrize("shared", [0, 2])
+def test_logits_of_minus_infinity_are_not_routed(shared: int) -> None:
+    made = weights("all heads", 40)
+    made[:, shared:, ::3] = -torch.inf
+    compared(spec([40], heads=HEADS, mask=CAUSAL, routing={**RELU, "shared": shared}), {"routing": made})
+
+
 def test_an_empty_batch() -> None:
     kernel = attncc.compile(AttentionSpec.model_validate(spec([20], heads=HEADS, routing=MIXTURE)), "cpu")
     q = torch.randn(0, HEADS, 20, 8, dtype=torch.float64, requires_grad=True)
