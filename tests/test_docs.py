@@ -20,7 +20,13 @@ def test_the_page_is_up_to_date() -> None:
     assert {p.name for p in (ROOT / "docs" / "pictures").glob("*.png")} == named
 
 
-UNIONS = {"masks": masks.Mask, "scores": scores.Score, "normalizers": normalizers.NormalizerSpec, "routing": routing.Routing, "gates": gates.Gate}
+UNIONS = {
+    "masks": masks.Mask,
+    "scores": scores.Score,
+    "normalizers": normalizers.NormalizerSpec,
+    "routing": routing.Routing,
+    "gates": gates.Gate,
+}
 
 
 def _kinds(union: Any) -> set[str]:
