@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from attncc.errors import InputError
-from attncc.runtime.signature import Signature, Slot
+from attncc.runtime.signature import STREAMED, Signature, Slot
+from attncc.spec.model import NO_DROPOUT
 
 LAYOUTS = ("bhsd", "bshd")
 Tokens = Sequence[int] | int | None
+ABSENT = {"dropout": NO_DROPOUT, "dropout_p": NO_DROPOUT}
+"""Arguments of other attentions that attncc has not, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,7 @@ class Call:
 
 def checked(
     signature: Signature,
-    streamed: tuple[Tensor, Tensor, Tensor],
-    extras: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
     layout: str,
     tokens: Tokens,
     key_tokens: Tokens,
@@ -46,11 +48,9 @@ def checked(
     """
     if layout not in LAYOUTS:
         raise InputError("layout", f"{layout!r} is unknown; use bhsd for [B, H, N, D] or bshd for [B, N, H, D]")
-    given = {"q": streamed[0], "k": streamed[1], "v": streamed[2]}
-    for name in extras:
-        if name not in signature.names:
-            raise InputError(name, f"is no input of this spec; it takes {', '.join(['q, k, v', *signature.names])}")
-        given[name] = extras[name]
+    for name in given:
+        if name not in STREAMED and name not in signature.names:
+            raise InputError(name, ABSENT.get(name, f"is no input of this spec; it takes {', '.join(['q, k, v', *signature.names])}"))
     first = _strided("q", given["q"])
     tensors = {}
     for slot in signature.slots:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attncc import pipeline
 from attncc.passes.plan import Plan
-from attncc.runtime import cache, ops
+from attncc.runtime import autocast, cache, ops
 from attncc.runtime.inputs import Tokens, checked
 from attncc.runtime.program import make_program
 from attncc.spec.attention import AttentionSpec
@@ -41,7 +41,8 @@ class Kernel:
         """The attention of some tensors.
 
         Args:
-            q: queries `[B, Hq, Nq, D]`, tokens flattened row-major, in the spec's dtype; the last axis has stride 1.
+            q: queries `[B, Hq, Nq, D]`, tokens flattened row-major, in the spec's dtype (inside `torch.autocast`: cast to it); the last
+                axis has stride 1.
             k: keys `[B, Hk, Nk, D]`.
             v: values `[B, Hv, Nk, Dv]`.
             layout: "bhsd" as above, or "bshd" for `[B, N, H, D]` (q, k, v, the gate and the output).
@@ -57,7 +58,8 @@ class Kernel:
         Raises:
             InputError: an argument that does not fit the spec; it names the argument.
         """
-        call = checked(self._signature, (q, k, v), inputs, layout, tokens, key_tokens)
+        given = autocast.cast(self._signature, {**inputs, "q": q, "k": k, "v": v})
+        call = checked(self._signature, given, layout, tokens, key_tokens)
         train = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *call.extras))
         out, lse, _ = ops.forward(call.q, call.k, call.v, call.extras, self._name, call.lengths, layout == "bshd", train)
         if layout == "bshd":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attncc.errors import UnsupportedError
+from attncc.runtime import autocast
 from attncc.runtime import program as programs
 from attncc.runtime.operands import Operands
 from attncc.runtime.program import Program, find_program
@@ -39,7 +40,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output `[B, H, N, Dv]`, log-sum-exp `[B, H, N]` and, for training, the rows before weights and gate; empty where there is none."""
     program = find_program(kernel)
-    return programs.forward(program, _operands(program, q, k, v, extras, lengths), program.logits(extras), heads_last, train)
+    with autocast.off(q.device):
+        return programs.forward(program, _operands(program, q, k, v, extras, lengths), program.logits(extras), heads_last, train)
 
 
 @forward.register_fake
@@ -91,7 +93,8 @@ def backward(
     program = find_program(kernel)
     names = [name for name, wanted in zip(program.signature.names, trained) if wanted]
     operands = replace(_operands(program, q, k, v, extras, lengths), trained=frozenset(names) - {"gate"})
-    dq, dk, dv, found = programs.backward(program, operands, program.logits(extras), (rows, lse), grad, grad_lse)
+    with autocast.off(q.device):
+        dq, dk, dv, found = programs.backward(program, operands, program.logits(extras), (rows, lse), grad, grad_lse)
     return dq.contiguous(), dk.contiguous(), dv.contiguous(), [found[name].contiguous() for name in names]
 
 

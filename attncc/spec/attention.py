@@ -16,7 +16,7 @@ from attncc.ir.expr import Expr, Table, depth, tables
 from attncc.ir.rows import SCORE
 from attncc.spec.gates import Gate
 from attncc.spec.masks import Full, Mask
-from attncc.spec.model import Axes, Grid, Part
+from attncc.spec.model import NO_DROPOUT, Axes, Grid, Part
 from attncc.spec.normalizers import NormalizerSpec, Softmax
 from attncc.spec.routing import Routing
 from attncc.spec.scores import Alibi, RelativeBias, Scale, Score
@@ -61,6 +61,14 @@ class AttentionSpec(Part):
     gate: Gate | None = None
     routing: Routing | None = None
     outputs: tuple[Literal["output", "lse"], ...] = ("output",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absent(cls, value: Any) -> Any:
+        for name in ("dropout", "dropout_p"):
+            if isinstance(value, dict) and name in value:
+                raise PydanticCustomError("contradiction", "{text}", {"text": (text := f"{name}: {NO_DROPOUT}"), "problems": [text]})
+        return value
 
     @field_validator("tokens", "key_tokens", mode="before")
     @classmethod

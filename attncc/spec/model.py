@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from attncc.ir.expr import Expr, const, var
 
 Axes = tuple[int | None, ...]
+NO_DROPOUT = "dropout of weights is not built; leave it out, and drop parts of the output instead"
 
 
 class Part(BaseModel):

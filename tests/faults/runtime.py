@@ -8,6 +8,7 @@ CACHE, LISTS, OPS = "attncc/runtime/cache.py", "attncc/runtime/lists.py", "attnc
 EVERY_TILE = "tests/runtime/test_lists.py::test_no_tile_is_lost_and_none_called_full_that_is_not"
 ORACLE = "tests/runtime/test_kernels.py::test_equals_the_oracle_in_float64"
 BLOCKED, TESTS = "attncc/runtime/blocked", "tests/runtime/test_blocked.py"
+CITIZEN = "tests/runtime/test_citizenship.py"
 RANDOM = "tests/runtime/test_random.py::test_float64_forward_and_backward"
 
 RUNTIME: tuple[Fault, ...] = (
@@ -139,5 +140,26 @@ RUNTIME: tuple[Fault, ...] = (
         "group = math.lcm(*(",
         "group = max(*(",
         (f"{TESTS}::test_tasks_that_share_a_key_or_a_value_head_take_turns",),
+    ),
+    Fault(
+        "autocast: a kernel's own products are cast",
+        "attncc/runtime/ops.py",
+        "    with autocast.off(q.device):\n        return",
+        "    if True:\n        return",
+        (f"{CITIZEN}::test_autocast_does_not_touch_what_a_kernel_computes",),
+    ),
+    Fault(
+        "autocast: products of the backward pass are cast",
+        "attncc/runtime/ops.py",
+        "    with autocast.off(q.device):\n        dq",
+        "    if True:\n        dq",
+        (f"{CITIZEN}::test_autocast_does_not_touch_what_a_kernel_computes",),
+    ),
+    Fault(
+        "autocast: tables of other types pass",
+        "attncc/runtime/autocast.py",
+        "return x.to(dtypes[0])",
+        "return x",
+        (f"{CITIZEN}::test_autocast_casts_the_call_to_the_spec",),
     ),
 )
