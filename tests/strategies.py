@@ -336,10 +336,20 @@ def alibis(heads: int) -> SearchStrategy[Json]:
     return slopes.map(lambda s: {"kind": "alibi", "slopes": s[0], "trainable": s[1]})
 
 
+SINKS = (None, None, 0.0, -3.0, 40.0, "per_head", "per_query", "per_batch_query", "key_value")
 NORMALIZERS: SearchStrategy[Json] = st.one_of(
     st.just({"kind": "softmax"}),
-    st.fixed_dictionaries({"kind": st.just("sigmoid"), "bias": st.sampled_from([0.0, -1.5])}),
-    st.just({"kind": "relu"}),
+    st.fixed_dictionaries({"kind": st.just("softmax"), "sink": st.sampled_from(SINKS)}),
+    st.fixed_dictionaries(
+        {"kind": st.just("sigmoid"), "bias": st.sampled_from([0.0, -1.5, "minus_log_keys", "per_head", "per_batch_head"])}
+    ),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("relu"),
+            "power": st.sampled_from([1.0, 2.0, 1.5, 3.0]),
+            "divisor": st.sampled_from([None, "keys", "allowed", "position"]),
+        }
+    ),
 )
 GATES: SearchStrategy[Json] = st.fixed_dictionaries(
     {

@@ -23,7 +23,7 @@ class Dense:
 
     def names(self) -> Names:
         """Coordinates as broadcastable tensors: b `[B, 1, 1, 1]`, h `[H, 1, 1]`, q `[N, 1]`, k `[M]`."""
-        variables = {n: n for n in ("b", "h", "s", "o", "g", *self.facts.open_lengths())}
+        variables = {n: n for n in ("b", "h", "s", "z", "o", "g", *self.facts.open_lengths())}
         variables |= {f"{side}{a}": f"{side}{a}" for side in "qkr" for a in range(3)}
         return Names(variables, self._load, {}, torch=True)
 
@@ -54,7 +54,7 @@ class Dense:
         facts = self.facts
         lines = [
             f"keep = allowed({', '.join(['q', 'k', *self.extras()])})",
-            *(self._coordinates() if facts.maps else []),
+            *(self._coordinates() if facts.maps or facts.sink is not None or facts.divisor is not None else []),
         ]
         lines.append("q, k, v = q.double(), k.double(), v.double()")
         for operand, heads in zip("kv", facts.heads[1:]):
@@ -112,13 +112,37 @@ class Dense:
 
     def _weights(self) -> list[str]:
         if not self.facts.softmax:
-            weight = self._code(self.facts.weights["weight"])
-            return [f"o = torch.where(keep, {weight}, 0.0) @ v"]
+            return self._ratio()
+        if self.facts.sink is None:
+            lse = ["lse = torch.logsumexp(s, 3)"]
+        else:
+            lse = [*self._sink(), "lse = torch.logaddexp(torch.logsumexp(s, 3), sink_logit[..., 0])"]
+        bias = f" + torch.exp(sink_logit - lse[..., None]) * {self._bias('v')}" if self.facts.bias_scale is not None else ""
         return [
             "s = torch.where(keep, s, -torch.inf)",
-            "lse = torch.logsumexp(s, 3)",
-            "o = torch.exp(s - torch.where(lse == -torch.inf, 0.0, lse)[..., None]) @ v",
+            *lse,
+            f"o = torch.exp(s - torch.where(lse == -torch.inf, 0.0, lse)[..., None]) @ v{bias}",
         ]
+
+    def _ratio(self) -> list[str]:
+        facts = self.facts
+        lines = [f"p = torch.where(keep, {self._code(facts.weights['weight'])}, 0.0)"]
+        if facts.row_class == "pointwise":
+            return [*lines, "o = p @ v" if facts.divisor is None else f"o = p @ v / {self._code(facts.divisor)}"]
+        lines += ["l = p.sum(3)" if facts.row_class == "ratio" else "l = keep.expand(s.shape).sum(3)", "lse = torch.log(l)"]
+        return [*lines, "o = p @ v / torch.where(l == 0, 1, l)[..., None]"]
+
+    def _sink(self) -> list[str]:
+        """Logits of the sink, [B, H, Nq, 1]."""
+        facts = self.facts
+        assert facts.sink is not None
+        score = [f"z = (q * {self._bias('k')}).sum(3, keepdim=True) * {facts.bias_scale!r}"] if facts.bias_scale is not None else []
+        return [*score, f"sink_logit = q.new_zeros(*q.shape[:3], 1) + {self._code(facts.sink)}"]
+
+    def _bias(self, operand: str) -> str:
+        """Key or value of the sink, repeated for the query heads."""
+        heads = self.facts.heads[1 if operand == "k" else 2]
+        return f"{operand}_bias.double().repeat_interleave({self.facts.heads[0] // heads}, 0)[:, None]"
 
     def _gate(self) -> list[str]:
         if self.facts.gate is None:

@@ -17,7 +17,7 @@ from attncc.ir.ops import ATOM, CONJUNCTION, TABLE, UNARY, Interval
 Loader = Callable[[Table, "list[str]"], str]
 TORCH: dict[Op, str] = {
     Op.MIN: "_min({0}, {1})", Op.MAX: "_max({0}, {1})", Op.ABS: "abs({0})", Op.SELECT: "torch.where({0}, {1}, {2})",
-    Op.FLOAT: "({0}).double()", Op.EXP: "torch.exp({0})", Op.LOG: "torch.log({0})", Op.SQRT: "torch.sqrt({0})",
+    Op.FLOAT: "torch.as_tensor({0}).double()", Op.EXP: "torch.exp({0})", Op.LOG: "torch.log({0})", Op.SQRT: "torch.sqrt({0})",
     Op.TANH: "torch.tanh({0})", Op.SIGMOID: "torch.sigmoid({0})", Op.SOFTPLUS: "torch.nn.functional.softplus({0})",
     Op.ERF: "torch.erf({0})", Op.RELU: "torch.relu({0})", Op.POW: "({0}) ** ({1})",
 }  # fmt: skip

@@ -116,8 +116,31 @@ class Facts:
         return comfort(self.body, self.target).columns
 
     @property
+    def row_class(self) -> str:
+        """What a row keeps from key to key: `attncc.ir.rows`."""
+        return str(self.weights["row_class"])
+
+    @property
     def softmax(self) -> bool:
-        return bool(self.weights["row_class"] == "softmax")
+        return self.row_class == "softmax"
+
+    @property
+    def sink(self) -> Expr | None:
+        """The logit of the key beside those of the mask."""
+        found: Expr | None = self.weights.get("sink")
+        return found
+
+    @cached_property
+    def bias_scale(self) -> float | None:
+        """Scale of the score of a sink that is a key with a value; None where there is none."""
+        dots = self.body.find(GraphOp.DOT)
+        return float(dots[0]["scale"]) if dots else None
+
+    @property
+    def divisor(self) -> Expr | None:
+        """What rows are divided by that their keys do not decide."""
+        found: Expr | None = self.weights.get("divisor")
+        return found
 
     @cached_property
     def weights(self) -> Node:

@@ -10,10 +10,10 @@ from attncc.codegen import grid
 from attncc.codegen.expressions import code
 from attncc.codegen.facts import Chunk, Facts
 from attncc.codegen.lines import call, filled, indented, used
+from attncc.codegen.row_state import RowState
 from attncc.codegen.visit import Visit
 from attncc.ir.expr import const
 
-LN2 = 0.6931471805599453
 LISTS = ["full_begin", "full_end", "full_tiles", "partial_begin", "partial_end", "partial_tiles"]
 
 
@@ -26,6 +26,10 @@ class Kernel:
     @cached_property
     def visit(self) -> Visit:
         return Visit(self.facts)
+
+    @property
+    def rows(self) -> RowState:
+        return RowState(self.visit)
 
     # ---- arguments -------------------------------------------------------------------------------------------------------------
 
@@ -87,7 +91,7 @@ class Kernel:
             "# Bands: the first and last key of each row on each axis (spec: mask)",
             *self._bands(),
             *self._queries(),
-            *self._initial(),
+            *self.rows.initial(),
             *self._calls(),
             *self._epilogue(),
         ]
@@ -179,12 +183,6 @@ class Kernel:
         extra = f", mask={mask}, other=0.0" if mask else ""
         return f"{name} = tl.load({tensor} + at * {tensor}_n + {offset}{extra})"
 
-    def _initial(self) -> list[str]:
-        rows = self.facts.q_rows
-        state = [f'm = tl.full([{rows}], float("-inf"), tl.float32)', f"l = tl.zeros([{rows}], tl.float32)"]
-        sums = [f"acc{i} = tl.zeros([{rows}, {c.width}], tl.float32)" for i, c in enumerate(self.visit.value_chunks)]
-        return [*(state if self.facts.softmax else []), *sums]
-
     def _calls(self) -> list[str]:
         every = self.facts.plan.mask_policy == "every tile"
         return self._range_calls(every) if self.facts.ranges else self._list_calls(every)
@@ -208,15 +206,15 @@ class Kernel:
     # ---- epilogue ------------------------------------------------------------------------------------------------------------------
 
     def _epilogue(self) -> list[str]:
-        lines = ["norm = (1.0 / tl.where(l == 0.0, 1.0, l))[:, None]  # a row without a key gives 0"] if self.facts.softmax else []
+        lines = self.rows.norm()
         for i, chunk in enumerate(self.visit.value_chunks):
-            lines += self._output(i, chunk)
-        return [*lines, *self._lse()]
+            lines += self._output(i, chunk, bool(self.rows.norm()))
+        return [*lines, *self.rows.lse()]
 
-    def _output(self, index: int, chunk: Chunk) -> list[str]:
+    def _output(self, index: int, chunk: Chunk, divided: bool) -> list[str]:
         offset, columns = _columns(chunk)
         mask = f"inside[:, None] & ({columns})" if columns else "inside[:, None]"
-        value = f"acc{index} * norm" if self.facts.softmax else f"acc{index}"
+        value = f"acc{index} * norm" if divided else f"acc{index}"
         lines = [f"o = {value}", *self._gated(chunk)]
         return [*lines, f"tl.store(out + at * out_n + {offset}, o.to(out.dtype.element_ty), mask={mask})"]
 
@@ -227,15 +225,6 @@ class Kernel:
         load = "g = tl.load(gate + at * gate_n)" if self.facts.narrow_gate else self._load("gate", "g", chunk)
         names = self.visit.names("", "")
         return [f"{load.rstrip()}.to(tl.float32)  # spec: gate", f"o = {code(gate['value'], names)}"]
-
-    def _lse(self) -> list[str]:
-        if not self.facts.lse:
-            return []
-        total = grid.tokens(self.facts, "q")
-        return [
-            f'natural = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * {LN2})',
-            f"tl.store(lse + (b * {self.facts.heads[0]} + h).to(tl.int64) * {total} + token, natural, mask=inside)",
-        ]
 
     def helpers(self) -> list[str]:
         """Device functions that the kernel's code calls."""
@@ -282,8 +271,11 @@ HELPERS: dict[str, list[str]] = {
     "_softplus": [
         "@triton.jit",
         "def _softplus(x):",
-        '    """log(1 + exp(x)) without overflow."""',
-        "    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))",
+        '    """log(1 + exp(x)) without overflow, small values to full precision."""',
+        "    e = tl.exp(-tl.abs(x))",
+        "    rounded = 1.0 + e",
+        "    # log(1 + e) is log(rounded) times e over what was added in fact",
+        "    return tl.maximum(x, 0.0) + tl.where(rounded == 1.0, e, tl.log(rounded) * (e / tl.maximum(rounded - 1.0, e / 2)))",
     ],
     "_pow": [
         "@triton.jit",

@@ -59,7 +59,7 @@ class Visit:
 
     def names(self, rows: str, keys: str, nodes: dict[Expr, str] | None = None) -> Names:
         """Names where row and key vectors are indexed by `rows` and `keys` ("" or "[:, None]", "[None, :]")."""
-        variables = {n: n for n in ("b", "h", "s", "o", "g", *self.facts.open_lengths())}
+        variables = {n: n for n in ("b", "h", "s", "z", "o", "g", *self.facts.open_lengths())}
         variables |= {f"r{a}": f"r{a}" for a in range(3)}
         for a in range(self.facts.rank):
             variables |= {f"q{a}": f"q{a}{rows}", f"k{a}": f"k{a}{keys}"}
@@ -161,7 +161,7 @@ class Visit:
     def state(self) -> list[str]:
         """What a row carries from tile to tile."""
         outputs = [f"acc{i}" for i in range(len(self.value_chunks))]
-        return (["m", "l"] if self.facts.softmax else []) + outputs
+        return {"softmax": ["m", "l"], "ratio": ["l"], "mean": ["l"]}.get(self.facts.row_class, []) + outputs
 
     def candidates(self) -> list[str]:
         """Every name of the kernel that the loop might read."""
@@ -337,9 +337,20 @@ class Visit:
     def _pointwise(self) -> list[str]:
         lines = [f"p = {self._pair(self.facts.weights['weight'])}"]
         if self._masked():
-            lines.append("if PARTIAL:")
-            lines.append("    p = tl.where(allowed, p, 0.0)")
-        return lines
+            lines += ["if PARTIAL:", "    p = tl.where(allowed, p, 0.0)"]
+        return [*lines, *self._totals()]
+
+    def _totals(self) -> list[str]:
+        """Adds to what rows divide by: the sum of their weights, or the number of their keys."""
+        if self.facts.row_class == "pointwise":
+            return []
+        if self.facts.row_class == "ratio":
+            return ["l += tl.sum(p, 1)"]
+        every = f"l += {float(self.facts.k_rows)}"
+        if not self._masked():
+            return [every]
+        ones = f"tl.full([{self.facts.q_rows}, {self.facts.k_rows}], 1.0, tl.float32)"
+        return ["if PARTIAL:", f"    l += tl.sum(tl.where(allowed, {ones}, 0.0), 1)", "else:", f"    {every}"]
 
     def _sums(self) -> list[str]:
         precision = dot_precision(self.facts)

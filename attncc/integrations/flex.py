@@ -159,6 +159,9 @@ def to_score_mod(spec: AttentionSpec, tables: Tables = None, lengths: Lengths = 
     """FlexAttention's score_mod of a spec; see `AttentionSpec.to_score_mod`."""
     if spec.normalizer.kind != "softmax":
         raise UnsupportedError(f"normalizer {spec.normalizer.kind} in FlexAttention", "it always takes the softmax of a row", "softmax")
+    if spec.normalizer.sink is not None:
+        remedy = "no sink, and output * sigmoid(lse - sink) of what it returns"
+        raise UnsupportedError("normalizer.sink in FlexAttention", "its rows are softmaxes of their keys alone", remedy)
     query, key = known_grid(spec, lengths)
     maps = [filled_in(_over_tokens(n["value"], query, key), query, key) for n in lower(spec).find(GraphOp.MAP)]
     names, functions = ("s", "b", "h", "q", "k"), []

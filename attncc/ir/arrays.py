@@ -58,7 +58,10 @@ def torch_arrays(dtype: Any = None) -> Arrays:
     import torch
 
     def unary(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return lambda x: function(x if isinstance(x, torch.Tensor) else torch.tensor(x))
+        return lambda x: function(x if isinstance(x, torch.Tensor) else number(x))
+
+    def number(x: Any) -> Any:
+        return torch.full((), x, dtype=torch.bool if isinstance(x, bool) else dtype or torch.float64)
 
     return Arrays(
         "torch", _bound(torch, "min"), _bound(torch, "max"), _where(torch, dtype),

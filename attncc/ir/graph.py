@@ -28,11 +28,12 @@ class GraphOp(str, Enum):
     SCORES = "scores"  # scale * q k^T
     MAP = "map"  # s -> f(s, b, h, q, k, tables)
     MASK = "mask"  # keeps the scores of the pairs where the predicate holds
+    DOT = "dot"  # scale * q . x, with one x a key head: the score of a key that every query sees
     ROUTE = "route"  # keeps the rows (batch element, head, query) where the predicate holds; the others see no key
-    WEIGHTS = "weights"  # scores -> weights, by a normalizer's row class and weight
-    COMBINE = "combine"  # weights @ v
+    WEIGHTS = "weights"  # scores -> weights, by a normalizer's row class and weight; perhaps over a divisor, or with a sink
+    COMBINE = "combine"  # weights @ v; the value of a sink may follow v, one a value head
     WEIGH = "weigh"  # o -> f(o, b, h, q, tables)
-    LSE = "lse"  # natural log of a softmax row's whole denominator
+    LSE = "lse"  # natural log of a row's whole denominator
     GATE = "gate"  # o -> f(o, g)
     KERNEL = "kernel"  # a fused region, one launch; its body is a graph
     PICK = "pick"  # one result of a kernel
@@ -40,7 +41,7 @@ class GraphOp(str, Enum):
 
 @dataclass(frozen=True)
 class Signature:
-    """Value types an op takes (a final "tables" stands for any number of tensors) and the one it gives."""
+    """Value types an op takes (a final "tables" stands for any number of tensors and logits) and the one it gives."""
 
     takes: tuple[str, ...]
     gives: str
@@ -52,8 +53,9 @@ SIGNATURES: dict[GraphOp, Signature] = {
     GraphOp.MAP: Signature(("scores", "tables"), "scores"),
     GraphOp.MASK: Signature(("scores", "tables"), "scores"),
     GraphOp.ROUTE: Signature(("scores", "tables"), "scores"),
-    GraphOp.WEIGHTS: Signature(("scores",), "weights"),
-    GraphOp.COMBINE: Signature(("weights", "tensor"), "rows"),
+    GraphOp.DOT: Signature(("tensor", "tensor"), "logit"),
+    GraphOp.WEIGHTS: Signature(("scores", "tables"), "weights"),
+    GraphOp.COMBINE: Signature(("weights", "tensor", "tables"), "rows"),
     GraphOp.WEIGH: Signature(("rows", "tables"), "rows"),
     GraphOp.LSE: Signature(("weights",), "lse"),
     GraphOp.GATE: Signature(("rows", "tensor"), "rows"),
@@ -75,6 +77,7 @@ class Stage(str, Enum):
 _CORE: dict[GraphOp, frozenset[str]] = {
     GraphOp.INPUT: frozenset({"name", "dtype", "shape"}),
     GraphOp.SCORES: frozenset({"scale"}),
+    GraphOp.DOT: frozenset({"scale"}),
     GraphOp.MAP: frozenset({"value"}),
     GraphOp.MASK: frozenset({"predicate"}),
     GraphOp.ROUTE: frozenset({"rows"}),

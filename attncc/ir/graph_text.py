@@ -20,7 +20,7 @@ from attncc.ir.text import to_text as expression_text
 _INTEGERS = ["b", "h", *(f"{p}{a}" for p in ("q", "k", "r", "nq", "nk") for a in range(3))]
 VARIABLES: dict[str, Expr] = {
     **{name: var(name) for name in _INTEGERS},
-    **{name: var(name, Kind.FLOAT) for name in ("s", "o", "g")},
+    **{name: var(name, Kind.FLOAT) for name in ("s", "z", "o", "g")},
 }
 """Every variable that an expression in a graph may use."""
 

@@ -1,7 +1,9 @@
 """Rows: what a normalizer keeps for each query row while it walks the keys. A normalizer is data, in one of the row classes.
 
-POINTWISE keeps nothing: weights are f(s) and partial outputs add up. SOFTMAX keeps the maximum m and the sum l of exp(s - m);
+POINTWISE keeps nothing: weights are f(s) and partial outputs add up. MEAN counts the keys of the row, RATIO adds up its weights:
+states of disjoint key ranges add up as well, and the division comes last. SOFTMAX keeps the maximum m and the sum l of exp(s - m);
 states (m1, l1), (m2, l2) of disjoint key ranges merge to m = max(m1, m2), l = l1 exp(m1 - m) + l2 exp(m2 - m), outputs likewise.
+A sink z is one more such state, (z, 1), which counts once however the keys are cut.
 """
 
 from __future__ import annotations
@@ -9,32 +11,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from attncc.ir.expr import Expr, Kind, Op, apply, var
+from attncc.ir.expr import Expr, Kind, var
 
 
 class RowClass(str, Enum):
     """How a row is reduced, which decides the loop that codegen prints and what backward saves."""
 
     POINTWISE = "pointwise"  # saves nothing; has no log-sum-exp
+    MEAN = "mean"  # divides by the number of keys that the row sees, which it saves
+    RATIO = "ratio"  # divides by the sum of its weights, of which it saves the log
     SOFTMAX = "softmax"  # saves the log-sum-exp of the row
 
 
 @dataclass(frozen=True)
 class Normalizer:
-    """`weight` is an expression in the score `s`: the weight itself (pointwise) or its numerator (softmax)."""
+    """What a normalizer means, as expressions.
+
+    `weight`, of the score `s`, is the weight itself (pointwise, mean) or its numerator (ratio, softmax). `shift` maps scores before
+    that. `divisor`, of positions, divides pointwise rows. `sink` is the logit of a key beside those of the mask, in the denominator of
+    a softmax; where it reads `z` it is the score of the run-time key `k_bias`, whose value is `v_bias`; else its value is 0.
+    """
 
     row_class: RowClass
     weight: Expr
+    shift: Expr | None = None
+    divisor: Expr | None = None
+    sink: Expr | None = None
+
+    @property
+    def has_lse(self) -> bool:
+        """Whether rows have a denominator, whose log can be asked for."""
+        return self.row_class in (RowClass.RATIO, RowClass.SOFTMAX)
 
 
 SCORE = var("s", Kind.FLOAT)
-
-
-def softmax() -> Normalizer:
-    """exp(s) over its sum along the row."""
-    return Normalizer(RowClass.SOFTMAX, apply(Op.EXP, SCORE))
-
-
-def pointwise(op: Op, bias: float = 0.0) -> Normalizer:
-    """op(s + bias), each pair on its own."""
-    return Normalizer(RowClass.POINTWISE, apply(op, SCORE + bias if bias else SCORE))
+BIAS_SCORE = var("z", Kind.FLOAT)
+"""Score of the key `k_bias`."""

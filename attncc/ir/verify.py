@@ -14,7 +14,7 @@ _ALLOWED = {
     GraphOp.MAP: (Kind.FLOAT, "s"),
     GraphOp.MASK: (Kind.BOOL, ""),
     GraphOp.ROUTE: (Kind.BOOL, ""),
-    GraphOp.WEIGHTS: (Kind.FLOAT, "s"),
+    GraphOp.WEIGHTS: (Kind.FLOAT, "sz"),
     GraphOp.WEIGH: (Kind.FLOAT, "o"),
     GraphOp.GATE: (Kind.FLOAT, "og"),
 }
@@ -63,6 +63,8 @@ def _problems(n: Node, legal: dict[GraphOp, frozenset[str]], rank: int) -> Itera
     yield from _expression_problems(n, rank)
     if n.op is GraphOp.WEIGHTS and n.get("row_class") not in list(RowClass):
         yield f"row_class {n.get('row_class')!r} is none of {', '.join(RowClass)}"
+    if n.op is GraphOp.WEIGHTS and all(i.op is not GraphOp.DOT for i in n.inputs) and "z" in variables(*_expressions(n)):
+        yield "uses 'z', the score of no key"
     if n.op is GraphOp.PICK and not missing and n["result"] not in dict(n.inputs[0]["body"].outputs):
         yield f"its kernel has no result {n['result']!r}"
 
@@ -71,7 +73,8 @@ def _input_problems(n: Node) -> Iterator[str]:
     takes = SIGNATURES[n.op].takes
     fixed = [t for t in takes if t != "tables"]
     given = [SIGNATURES[i.op].gives for i in n.inputs]
-    wanted = fixed + ["tensor"] * (len(given) - len(fixed)) if "tables" in takes else fixed
+    rest = ["logit" if g == "logit" else "tensor" for g in given[len(fixed) :]]
+    wanted = fixed + rest if "tables" in takes else fixed
     if given != wanted:
         yield f"takes ({', '.join(wanted)}), given ({', '.join(given)})"
 

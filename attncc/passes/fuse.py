@@ -42,4 +42,5 @@ def _kernel(graph: Graph, region: set[Node], weights: Node) -> dict[Node, Node]:
 def kernel_name(body: Graph, weights: Node) -> str:
     """A stable name that says what the kernel is, for profilers: `attention_3d_softmax_forward`."""
     weight = "softmax" if weights["row_class"] == "softmax" else weights["weight"].op.value
+    weight = f"{weight}_{weights['row_class']}" if weights["row_class"] in ("mean", "ratio") else weight
     return f"attention_{body.rank}d_{weight}_forward"

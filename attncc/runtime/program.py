@@ -78,9 +78,9 @@ class Program:
         return Epilogue.of(self.kernel.graph)
 
     @cached_property
-    def softmax(self) -> bool:
-        """Whether rows have a log-sum-exp."""
-        return bool(self.kernel.graph.find(GraphOp.WEIGHTS)[0]["row_class"] == "softmax")
+    def divides(self) -> bool:
+        """Whether rows divide by something that the backward pass needs: a sum of weights, or a number of keys."""
+        return bool(self.kernel.graph.find(GraphOp.WEIGHTS)[0]["row_class"] != "pointwise")
 
     @cached_property
     def prints_lse(self) -> bool:
@@ -178,7 +178,7 @@ def keeps_rows(program: Program, device: torch.device, train: bool) -> bool:
 
 def keeps_lse(program: Program, device: torch.device) -> bool:
     """Whether the forward pass gives the log-sum-exp."""
-    return program.softmax and (program.prints_lse or program.engine(device) == "blocked")
+    return program.divides and (program.prints_lse or program.engine(device) == "blocked")
 
 
 def room(program: Program, q: Tensor, heads_last: bool, train: bool) -> Results:
@@ -253,10 +253,10 @@ def _zero_gradients(operands: Operands, logits: Tensor | None) -> Gradients:
 
 def _recomputed(program: Program, operands: Operands, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows and log-sum-exp, computed again where the forward pass could not keep them."""
-    needs_rows = program.softmax or bool(program.epilogue)
-    if (needs_rows and rows.dim() == 1) or (program.softmax and lse.dim() == 1):
+    needs_rows = program.divides or bool(program.epilogue)
+    if (needs_rows and rows.dim() == 1) or (program.divides and lse.dim() == 1):
         return blocked.run_forward(program.kernel, operands)
-    return rows, lse if program.softmax else None
+    return rows, lse if program.divides else None
 
 
 def _say_once(text: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,25 +97,56 @@ def _route(n: Node, inputs: list[Any], place: _Place) -> tuple[Tensor, Tensor]:
     return scores, allowed & place.evaluate(n["rows"])
 
 
-def _weights(n: Node, inputs: list[Any], place: _Place) -> tuple[Tensor, Tensor]:
-    """Weights, 0 where not allowed, and the log of their denominator (softmax)."""
+class _Weights(NamedTuple):
+    """Weights, 0 where not allowed, the log of their denominator where they have one, and the weight of a sink `[B, H, Nq, 1]`."""
+
+    keys: Tensor
+    lse: Tensor | None = None
+    sink: Tensor | None = None
+
+
+def _dot(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    q, x = inputs
+    return torch.matmul(q, place.per_query_head(x[None])[..., None]) * float(n["scale"])
+
+
+def _weights(n: Node, inputs: list[Any], place: _Place) -> _Weights:
     scores, allowed = inputs[0]
-    if n["row_class"] != "softmax":
-        return place.evaluate(n["weight"], s=scores).masked_fill(~allowed, 0.0), scores.new_zeros(())
-    # A row without a key keeps its scores until its weights are erased: the softmax of nothing is NaN, and so are its gradients.
-    empty = ~allowed.any(3, keepdim=True)
-    kept = scores.masked_fill(~(allowed | empty), -math.inf)
+    if n["row_class"] == "softmax":
+        return _softmax(n, inputs, place)
+    weights = place.evaluate(n["weight"], s=scores).masked_fill(~allowed, 0.0)
+    if n["row_class"] == "pointwise":
+        divisor = n.get("divisor")
+        return _Weights(weights if divisor is None else weights / place.evaluate(divisor))
+    total = (weights if n["row_class"] == "ratio" else allowed.to(weights.dtype)).sum(3, keepdim=True)
+    return _Weights(weights / total.masked_fill(total == 0.0, 1.0), total.log()[..., 0])
+
+
+def _softmax(n: Node, inputs: list[Any], place: _Place) -> _Weights:
+    """A sink is one more column of scores, always allowed."""
+    scores, allowed = inputs[0]
+    if n.get("sink") is not None:
+        sink = place.evaluate(n["sink"], z=inputs[-1]).to(scores.dtype).expand(*scores.shape[:3], 1)
+        route = n.inputs[0]
+        kept = place.evaluate(route["rows"]) if route.op is GraphOp.ROUTE else torch.ones_like(allowed[..., :1])
+        scores, allowed = torch.cat([scores, sink], 3), torch.cat([allowed, kept.expand(sink.shape)], 3)
+    kept = scores.masked_fill(~allowed, -math.inf)
+    # A row without a key has other scores until its weights are erased: the softmax of nothing is NaN, and so are its gradients.
+    empty = (kept == -math.inf).all(3, keepdim=True)
+    kept = kept.masked_fill(empty, 0.0)
     lse = torch.logsumexp(kept, 3).masked_fill(empty[..., 0], -math.inf)
-    return torch.softmax(kept, 3).masked_fill(~allowed, 0.0), lse
+    weights = torch.softmax(kept, 3).masked_fill(empty, 0.0)
+    return _Weights(weights, lse) if n.get("sink") is None else _Weights(weights[..., :-1], lse, weights[..., -1:])
 
 
 def _combine(n: Node, inputs: list[Any], place: _Place) -> Tensor:
-    (weights, _), v = inputs
-    return torch.matmul(weights, place.per_query_head(v))
+    weights, v, *bias = inputs
+    rows = torch.matmul(weights.keys, place.per_query_head(v))
+    return rows if not bias else rows + weights.sink * place.per_query_head(bias[0][None])[:, :, None]
 
 
 def _lse(n: Node, inputs: list[Any], place: _Place) -> Tensor:
-    lse: Tensor = inputs[0][1]
+    lse: Tensor = inputs[0].lse
     return lse
 
 
@@ -130,6 +161,7 @@ def _gate(n: Node, inputs: list[Any], place: _Place) -> Tensor:
 _MEANING = {
     GraphOp.INPUT: _input,
     GraphOp.SCORES: _scores,
+    GraphOp.DOT: _dot,
     GraphOp.MAP: _map,
     GraphOp.MASK: _mask,
     GraphOp.ROUTE: _route,

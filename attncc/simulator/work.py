@@ -94,6 +94,8 @@ def score_work(kernel: KernelPlan) -> Work:
     if weight["row_class"] == "softmax":
         rescale = widths(body)[1] / prod(kernel.k_tile)
         own = Work(exp=1.0, fma=2.0 + rescale, integer=1.0)
+    if weight["row_class"] == "ratio":
+        own = own + Work(fma=1.0)  # the sum of weights
     return own + map_work(kernel) + Work(integer=convert + OVERHEAD)
 
 
@@ -111,7 +113,9 @@ def mask_work(kernel: KernelPlan) -> Work:
     bands = mask["bands"]
     compared = sum(2.0 * share for share in _shares(kernel.k_tile))
     combined = 1.0 if len(bands) > 1 else 0.0
-    return Work(integer=compared + combined + SELECTS) + _expression(mask["residual"])
+    counts = kernel.graph.find(GraphOp.WEIGHTS)[0]["row_class"] == "mean"
+    counted = Work(fma=1.0, integer=1.0) if counts else Work()  # in full tiles a constant
+    return counted + Work(integer=compared + combined + SELECTS) + _expression(mask["residual"])
 
 
 def _shares(k_tile: tuple[int, ...]) -> Iterator[float]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from attncc.ir.expr import Expr, Table, depth, tables
-from attncc.ir.rows import SCORE
+from attncc.ir.expr import Expr, Kind, Table, depth, tables
+from attncc.ir.rows import BIAS_SCORE, SCORE
 from attncc.spec.gates import Gate
 from attncc.spec.masks import Full, Mask
 from attncc.spec.model import NO_DROPOUT, Axes, Grid, Part
@@ -123,7 +123,7 @@ class AttentionSpec(Part):
     def _table_problems(self) -> list[str]:
         """Names of run-time inputs: no word of the language or of a call, and one tensor each."""
         formulas = [score.apply(SCORE, self.grid, self.heads) for score in self.scores]
-        found, known = [], dict[str, Table]()
+        found, known = [], self._normalizer_tables()
         routed = [] if self.routing is None else [self.routing.rows(self.grid), self.routing.weigh(self.grid)]
         scored = ((f"scores.{i}", f) for i, f in enumerate(formulas))
         for field, formula in [("mask", self.predicate), *scored, *(("routing", f) for f in routed)]:
@@ -134,10 +134,15 @@ class AttentionSpec(Part):
                     found.append(f"{field}: {table.name!r} is read as two different tables")
         return found
 
+    def _normalizer_tables(self) -> dict[str, Table]:
+        record = self.normalizer.record(self.grid)
+        read = tables(*(value for value in (record.shift, record.sink) if value is not None))
+        return {table.name: table for table in read} | (self.sink_tables if record.sink is BIAS_SCORE else {})
+
     def _output_problems(self) -> list[str]:
         if "output" not in self.outputs or len(set(self.outputs)) != len(self.outputs):
             return ["outputs: must hold output, and nothing twice"]
-        if "lse" in self.outputs and not isinstance(self.normalizer, Softmax):
+        if "lse" in self.outputs and not self.normalizer.record(self.grid).has_lse:
             return [f"outputs: a {self.normalizer.kind} row has no log-sum-exp; ask for softmax or drop lse"]
         return []
 
@@ -166,6 +171,13 @@ class AttentionSpec(Part):
     def head_dims(self) -> tuple[int, int]:
         """Width of q and k, width of v."""
         return self.head_dim, self.value_dim or self.head_dim
+
+    @property
+    def sink_tables(self) -> dict[str, Table]:
+        """Key and value that a sink of the kind "key_value" adds to every row."""
+        (_, key_heads, value_heads), (width, value_width) = self.head_counts, self.head_dims
+        shapes = {"k_bias": (key_heads, width), "v_bias": (value_heads, value_width)}
+        return {name: Table(name, Kind.FLOAT, shape) for name, shape in shapes.items()}
 
     @property
     def scale(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attncc.ir.expr import Expr, Kind, Table, const, tables
 from attncc.ir.graph import Graph, GraphOp, Node, Stage, node
-from attncc.ir.rows import SCORE
+from attncc.ir.rows import BIAS_SCORE, SCORE, Normalizer
 from attncc.ir.verify import verify
 from attncc.spec.attention import AttentionSpec
 from attncc.spec.gates import SHAPES
@@ -19,17 +19,34 @@ def lower(spec: AttentionSpec) -> Graph:
         value = score.apply(SCORE, spec.grid, spec.heads)
         if value is not SCORE:
             scores = node(GraphOp.MAP, scores, *_reads(value), value=value)
+    normalizer = spec.normalizer.record(spec.grid)
+    if normalizer.shift is not None:
+        scores = node(GraphOp.MAP, scores, *_reads(normalizer.shift), value=normalizer.shift)
     predicate = spec.predicate
     scores = node(GraphOp.MASK, scores, *_reads(predicate), predicate=predicate)
     kept = const(True) if spec.routing is None else spec.routing.rows(spec.grid)
     if kept is not const(True):
         scores = node(GraphOp.ROUTE, scores, *_reads(kept), rows=kept)
-    normalizer = spec.normalizer.record()
-    weights = node(GraphOp.WEIGHTS, scores, row_class=normalizer.row_class.value, weight=normalizer.weight)
-    rows = _weighed(spec, node(GraphOp.COMBINE, weights, v))
+    weights = _weights(spec, normalizer, scores, q)
+    rows = _weighed(spec, node(GraphOp.COMBINE, weights, v, *_bias_input(spec, normalizer, "v_bias")))
     results = {"output": _gated(spec, rows), "lse": node(GraphOp.LSE, weights)}
     outputs = tuple((name, results[name]) for name in spec.outputs)
     return verify(Graph(spec.grid.query, spec.grid.key, outputs), Stage.LOWERED)
+
+
+def _weights(spec: AttentionSpec, normalizer: Normalizer, scores: Node, q: Node) -> Node:
+    known = {"weight": normalizer.weight, "sink": normalizer.sink, "divisor": normalizer.divisor}
+    attrs = {name: value for name, value in known.items() if value is not None}
+    reads = dict.fromkeys(read for value in attrs.values() for read in _reads(value))
+    logits = [node(GraphOp.DOT, q, x, scale=spec.scale) for x in _bias_input(spec, normalizer, "k_bias")]
+    return node(GraphOp.WEIGHTS, scores, *reads, *logits, row_class=normalizer.row_class.value, **attrs)
+
+
+def _bias_input(spec: AttentionSpec, normalizer: Normalizer, name: str) -> list[Node]:
+    """The key or the value of a sink that has one."""
+    if normalizer.sink is not BIAS_SCORE:
+        return []
+    return [_table_input(spec.sink_tables[name])]
 
 
 def _operands(spec: AttentionSpec) -> tuple[Node, Node, Node]:

@@ -10,6 +10,7 @@ MASKS = "tests/passes/test_block_mask.py::test_hard_masks"
 BRUTE = "tests/passes/test_block_mask.py::test_block_mask_is_brute_force"
 GENERATED = "tests/interpreter/test_hard.py::test_hard_specs"
 UNREAD = "tests/interpreter/test_hard.py::test_tiles_that_no_row_may_see_are_not_read"
+ROWS = "attncc/codegen/row_state.py"
 ORACLE = "tests/runtime/test_kernels.py::test_equals_the_oracle_in_float64"
 
 COMPILER: tuple[Fault, ...] = (
@@ -67,6 +68,18 @@ COMPILER: tuple[Fault, ...] = (
         'gate = gate.expand(-1, {facts.heads[0]}, -1, -1)"',
         'gate = gate"',
         (GENERATED,),
+    ),
+    Fault("rows: a sink that no row starts with", ROWS, 'f"tl.full([{rows}], 1.0, tl.float32)"}', "zeros}", (GENERATED,)),
+    Fault("rows: a sink in base e", ROWS, "code(facts.sink * LOG2E,", "code(facts.sink,", (GENERATED,)),
+    Fault("rows: one key's value for the heads of another", ROWS, "kv_head(facts, 'v')", "kv_head(facts, 'k')", (GENERATED,)),
+    Fault("rows: a divisor of one row for all", ROWS, 'index = "[:, None]" if', 'index = "[None, :1]" if', (GENERATED,)),
+    Fault("visit: keys of partial tiles counted as if allowed", VISIT, "tl.where(allowed, {ones}, 0.0)", "{ones}", (GENERATED,)),
+    Fault(
+        "normalizers: the length of the queries",
+        "attncc/spec/normalizers.py",
+        'keys = apply(Op.FLOAT, grid.tokens("k"))',
+        'keys = apply(Op.FLOAT, grid.tokens("q"))',
+        ("tests/runtime/test_random.py::test_float64_forward_and_backward",),
     ),
     Fault(
         "facts: padded columns counted as real",

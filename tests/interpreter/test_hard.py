@@ -81,6 +81,24 @@ HARD: dict[str, Run] = {
         neighborhood([3, 2], dilation=[2, 3]), [7, 8], (4, 4), (4, 4), scores=[{"kind": "relative_bias", "extent": [7, 3]}]
     ),
     "relu with a bias": run(FULL, [23], key_tokens=[37], normalizer={"kind": "relu"}, scores=[{"kind": "relative_bias", "extent": [9]}]),
+    "a sink, rows without keys": run(LAST, [40], key_tokens=[23], outputs=BOTH, normalizer={"kind": "softmax", "sink": -2.0}),
+    "a sink by query in classes": run(
+        neighborhood([3, 2], dilation=[3, 2]), [11, 7], (4, 4), (2, 8), outputs=BOTH, heads=2, batch=2,
+        normalizer={"kind": "softmax", "sink": "per_batch_query"}, scores=[{"kind": "scale", "value": -1.0}],
+    ),
+    "a key and a value for all": run(
+        LAST, [40], key_tokens=[23], heads=4, key_heads=2, value_heads=1, head_dim=24, value_dim=40, outputs=BOTH,
+        normalizer={"kind": "softmax", "sink": "key_value"}, gate=gate(),
+    ),
+    "a sigmoid of an open length": run(CAUSAL, [None], lengths=(33,), normalizer={"kind": "sigmoid", "bias": "minus_log_keys"}),
+    "a sigmoid by head": run(CAUSAL, [33], heads=3, normalizer={"kind": "sigmoid", "bias": "per_head"}),
+    "relu over its keys": run(
+        neighborhood([3, 2], dilation=[3, 2]), [11, 7], (4, 4), (2, 8), normalizer={"kind": "relu", "divisor": "allowed"}
+    ),
+    "relu over keys of a predicate": run(
+        predicate("(q + k) % 5 > q // 8"), [40], normalizer={"kind": "relu", "power": 2.0, "divisor": "allowed"}
+    ),
+    "relu over its place": run(LAST, [40], key_tokens=[23], normalizer={"kind": "relu", "power": 1.5, "divisor": "position"}),
     "floors of negative numbers": run(predicate("(q - 5) // 4 == (k - 5) // 4 or (q - k) % 7 == 3"), [40]),
     "negative divisors": run(predicate("(q - k) // (-3) > 1 or (k - q) % (-4) == -1"), [40]),
     "a head decides": run(predicate("(k - q) % (h + 2) == h"), [40], heads=3),

@@ -131,10 +131,14 @@ def test_derivative_of_a_table_read() -> None:
     assert float(evaluate(derivative(root, bias), env)) == pytest.approx(math.tanh(0.4) + 1.1 * (1 - math.tanh(0.4) ** 2))
 
 
+LINE = Grid((8,), (8,))
 FORMULAS: dict[str, Expr] = {
-    "softcap": scores.Softcap(cap=20.0).apply(S, Grid((8,), (8,)), 2),
-    "sigmoid": normalizers.Sigmoid(bias=-2.0).record().weight,
-    "relu": normalizers.ReLU().record().weight,
+    "softcap": scores.Softcap(cap=20.0).apply(S, LINE, 2),
+    "sigmoid": normalizers.Sigmoid(bias=-2.0).record(LINE).weight,
+    "sigmoid by length": normalizers.Sigmoid(bias="minus_log_keys").record(LINE).weight,
+    "relu": normalizers.ReLU().record(LINE).weight,
+    "squared relu": normalizers.ReLU(power=2).record(LINE).weight,
+    "relu to the power 1.5": normalizers.ReLU(power=1.5).record(LINE).weight,
     "silu": gates.Output(activation="silu").expression(),
     **{name: make(S) for name, make in {**SMOOTH, **KINKED}.items()},
 }

@@ -12,7 +12,7 @@ from attncc.errors import GraphError
 from attncc.ir.expr import Kind, Op, Table, apply, const, load, var
 from attncc.ir.graph import Graph, GraphOp, Node, Stage, node, table_of
 from attncc.ir.graph_text import parse_graph, to_text
-from attncc.ir.rows import SCORE
+from attncc.ir.rows import BIAS_SCORE, SCORE
 from attncc.ir.verify import declared_tables, verify
 from attncc.passes.canonicalize import canonicalize
 from attncc.passes.fuse import fuse
@@ -55,7 +55,11 @@ BROKEN: dict[str, tuple[Callable[[], Graph], Stage, str, str]] = {
     "a kernel not yet tiled": (lambda: FUSED, Stage.PLANNED, "lacks block_mask, k_tile", "kernel"),
     "a scale forgotten": (lambda: above(node(GraphOp.SCORES, Q, K)), Stage.LOWERED, "lacks scale", "scores"),
     "an input too few": (lambda: above(node(GraphOp.SCORES, Q, scale=1.0)), Stage.LOWERED, r"takes \(tensor, tensor\)", "scores"),
-    "an input too many": (lambda: graph(node(GraphOp.COMBINE, WEIGHTS, V, V)), Stage.LOWERED, r"takes \(weights, tensor\)", "combine"),
+    "an input too many": (lambda: above(node(GraphOp.SCORES, Q, K, V, scale=1.0)), Stage.LOWERED, r"takes \(tensor, tensor\)", "scores"),
+    "the score of a key that is none": (
+        lambda: graph(node(GraphOp.COMBINE, node(GraphOp.WEIGHTS, MASK, row_class="softmax", weight=SCORE, sink=BIAS_SCORE), V)),
+        Stage.LOWERED, "uses 'z', the score of no key", "weights",
+    ),
     "rows where weights belong": (lambda: graph(node(GraphOp.COMBINE, ROWS, V)), Stage.LOWERED, r"given \(rows, tensor\)", "combine"),
     "scores where a table belongs": (
         lambda: above(node(GraphOp.MAP, SCORES, SCORES, value=SCORE + 1.0)), Stage.LOWERED, r"takes \(scores, tensor\)", "map",

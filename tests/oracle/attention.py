@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,14 @@ def _dense(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, dtype: t
     spec = _with_lengths(spec, q.shape[2], k.shape[2])
     q, k, v = (_per_query_head(x.to(dtype), spec["heads"]) for x in (q, k, v))
     allowed = torch.from_numpy(dense_mask(spec, inputs, len(q))).to(q.device)
-    weights, lse = _normalize(spec.get("normalizer", {"kind": "softmax"}), _scores(spec, q, k, inputs), allowed)
+    normalizer, scores = spec.get("normalizer", {"kind": "softmax"}), _scores(spec, q, k, inputs)
+    if normalizer.get("sink") is not None:
+        # A sink is one more key, which every query may see, and one more value.
+        column, value = _sink(spec, normalizer["sink"], q, inputs)
+        scores = torch.cat([scores, column.expand(*scores.shape[:3], 1)], dim=-1)
+        v = torch.cat([v, value.expand(*v.shape[:2], 1, v.shape[3])], dim=2)
+        allowed = torch.cat([allowed, torch.ones_like(allowed[..., :1])], dim=-1)
+    weights, lse = _normalize(normalizer, scores, allowed, indices(spec, len(q)), inputs)
     output, lse = _route(spec.get("routing"), weights @ v, lse, inputs)
     return {"output": _gate(spec.get("gate"), output, inputs)} | lse
 
@@ -51,9 +59,8 @@ def _per_query_head(x: Tensor, heads: int) -> Tensor:
 
 
 def _scores(spec: Spec, q: Tensor, k: Tensor, inputs: Inputs) -> Tensor:
-    steps = list(spec.get("scores", []))
-    scale = steps.pop(0)["value"] if steps and steps[0]["kind"] == "scale" else spec["head_dim"] ** -0.5
-    s = q @ k.mT * scale
+    steps = [step for step in spec.get("scores", []) if step["kind"] != "scale"]
+    s = q @ k.mT * _scale(spec)
     at = indices(spec, len(q))
     for step in steps:
         match step["kind"]:
@@ -66,6 +73,11 @@ def _scores(spec: Spec, q: Tensor, k: Tensor, inputs: Inputs) -> Tensor:
             case kind:
                 raise ValueError(f"score map {kind!r} is unknown, or not in its place")
     return s
+
+
+def _scale(spec: Spec) -> float:
+    first = (spec.get("scores") or [{}])[0]
+    return first["value"] if first.get("kind") == "scale" else spec["head_dim"] ** -0.5
 
 
 def _alibi(step: Spec, heads: int, at: Indices, inputs: Inputs, device: torch.device) -> Tensor:
@@ -90,13 +102,38 @@ def _relative_bias(step: Spec, at: Indices, inputs: Inputs, device: torch.device
     return table[(slice(None), *index)]
 
 
-def _normalize(normalizer: Spec, s: Tensor, allowed: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weights, 0 where not allowed, and as ``lse`` the log of the softmax denominator."""
+def _sink(spec: Spec, sink: Any, q: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Score ``[B or 1, H, Nq or 1, 1]`` and value ``[1, H or 1, 1, Dv or 1]`` of the key beside all others."""
+    zero = q.new_zeros(1, 1, 1, 1)
+    match sink:
+        case "per_head":
+            return inputs["sink"].to(q.dtype)[None, :, None, None], zero
+        case "per_query":
+            return inputs["sink"].to(q.dtype)[None, :, :, None], zero
+        case "per_batch_query":
+            return inputs["sink"].to(q.dtype)[..., None], zero
+        case "key_value":
+            key, value = (_per_query_head(inputs[name].to(q.dtype)[None, :, None], spec["heads"]) for name in ("k_bias", "v_bias"))
+            return q @ key.mT * _scale(spec), value
+    return zero + float(sink), zero
+
+
+def _normalize(normalizer: Spec, s: Tensor, allowed: Tensor, at: Indices, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weights, 0 where not allowed, and as ``lse`` the log of the denominator."""
     match normalizer["kind"]:
         case "sigmoid":
-            return torch.sigmoid(s + normalizer.get("bias", 0.0)).masked_fill(~allowed, 0.0), {}
+            bias = normalizer.get("bias", 0.0)
+            match bias:
+                case "minus_log_keys":
+                    bias = -math.log(s.shape[-1])
+                case "per_head":
+                    bias = inputs["sigmoid_bias"].to(s.dtype)[None, :, None, None]
+                case "per_batch_head":
+                    bias = inputs["sigmoid_bias"].to(s.dtype)[:, :, None, None]
+            return torch.sigmoid(s + bias).masked_fill(~allowed, 0.0), {}
         case "relu":
-            return torch.relu(s).masked_fill(~allowed, 0.0), {}
+            weights = torch.relu(s).masked_fill(~allowed, 0.0) ** normalizer.get("power", 1.0)
+            return weights / _divisor(normalizer.get("divisor"), s, allowed, at), {}
         case "softmax":
             # The softmax of -inf alone is NaN, so an empty row keeps its finite scores and is erased afterwards;
             # that stops its gradients too.
@@ -133,6 +170,19 @@ def _chosen(routing: Spec, output: Tensor, inputs: Inputs) -> tuple[Tensor, Tens
     always = torch.zeros_like(chosen)
     always[:, :shared] = True
     return chosen | always, factor
+
+
+def _divisor(kind: str | None, s: Tensor, allowed: Tensor, at: Indices) -> Tensor:
+    """What a row of a pointwise normalizer is divided by, ``[.., Nq, 1]``."""
+    match kind:
+        case "keys":
+            return s.new_tensor(s.shape[-1])
+        case "allowed":
+            return allowed.sum(dim=-1, keepdim=True).clamp(min=1).to(s.dtype)
+        case "position":
+            place = at["q"] + at["nk"] - at["nq"] + 1
+            return torch.from_numpy(np.maximum(place, 1)).to(s)
+    return s.new_ones(())
 
 
 def _gate(gate: Spec | None, output: Tensor, inputs: Inputs) -> Tensor:

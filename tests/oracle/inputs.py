@@ -46,6 +46,8 @@ def random_inputs(
             inputs[step.get("table", "relative_bias")] = normal(shape, table_dtype)
         if step["kind"] == "alibi" and step.get("trainable"):
             inputs["alibi_slopes"] = normal((heads,), table_dtype).abs()
+    for name, axes in _normalizer_inputs(spec, v.shape).items():
+        inputs[name] = normal([batch if n == "b" else n for n in axes], table_dtype)
     if gate := spec.get("gate"):
         gate_heads = 1 if gate["granularity"] == "shared" else heads
         gate_dim = 1 if gate["granularity"] == "headwise" else value_dim
@@ -70,6 +72,17 @@ def _routing(rng: np.random.Generator, routing: Spec, rows: tuple[int, int, int]
     weights[:, shared:] *= rng.random((batch, 1, tokens)) < 0.9
     weights[:, shared:] *= rng.random((batch, heads - shared, 1)) < 0.9
     return {"routing": torch.from_numpy(weights).to(dtype)}
+
+
+def _normalizer_inputs(spec: Spec, values: Sequence[int]) -> dict[str, list[Any]]:
+    """Shapes of what a normalizer learns; "b" stands for the batch."""
+    normalizer, heads, queries = spec.get("normalizer", {}), spec["heads"], math.prod(spec["tokens"])
+    bias = {"per_head": [heads], "per_batch_head": ["b", heads]}.get(normalizer.get("bias"))
+    sink = {"per_head": [heads], "per_query": [heads, queries], "per_batch_query": ["b", heads, queries]}.get(normalizer.get("sink"))
+    shapes: dict[str, Any] = {"sigmoid_bias": bias, "sink": sink}
+    if normalizer.get("sink") == "key_value":
+        shapes |= {"k_bias": [spec.get("key_heads") or heads, spec["head_dim"]], "v_bias": [values[1], values[3]]}
+    return {name: shape for name, shape in shapes.items() if shape}
 
 
 def _int_table(rng: np.random.Generator, spec: Spec, size: dict[str, int], axes: Any) -> np.ndarray:

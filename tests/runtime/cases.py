@@ -56,6 +56,42 @@ CASES: dict[str, tuple[Json, list[int]]] = {
     ),
     "sigmoid": (spec([140], normalizer={"kind": "sigmoid", "bias": -1.5}, mask=CAUSAL, scores=[{"kind": "softcap", "cap": 5.0}]), []),
     "relu": (spec([60], normalizer={"kind": "relu"}, mask=CAUSAL, gate={**GATE, "activation": "silu"}), []),
+    "sink of zero": (spec([40], normalizer={"kind": "softmax", "sink": 0.0}, mask=CAUSAL, outputs=WITH_LSE), []),
+    "sink by head": (
+        spec([150], key_tokens=[37], mask={"kind": "causal", "align": "bottom_right"}, normalizer={"kind": "softmax", "sink": "per_head"},
+             outputs=WITH_LSE, scores=[{"kind": "scale", "value": -0.4}]),
+        [],
+    ),
+    "sink by query": (spec([None, 7], normalizer={"kind": "softmax", "sink": "per_query"}, mask=SEGMENTS, outputs=WITH_LSE), [6]),
+    "sink by batch": (
+        spec([11, 13], mask=neighborhood([3, 5], [1, 2], [3, 2], [False, False]), heads=4, key_heads=2,
+             normalizer={"kind": "softmax", "sink": "per_batch_query"}, scores=[{"kind": "softcap", "cap": 0.1}]),
+        [],
+    ),
+    "key and value bias": (
+        spec([30], key_tokens=[12], mask={"kind": "causal", "align": "bottom_right"}, heads=6, key_heads=3, value_heads=2, value_dim=5,
+             normalizer={"kind": "softmax", "sink": "key_value"}, outputs=WITH_LSE, gate=GATE),
+        [],
+    ),
+    "sigmoid by length": (spec([None], normalizer={"kind": "sigmoid", "bias": "minus_log_keys"}, mask=CAUSAL), [60]),
+    "sigmoid by head": (spec([60], normalizer={"kind": "sigmoid", "bias": "per_head"}, mask=CAUSAL, heads=4), []),
+    "sigmoid by batch": (
+        spec([9, 7], normalizer={"kind": "sigmoid", "bias": "per_batch_head"}, scores=[{"kind": "softcap", "cap": 2.0}]), [],
+    ),
+    "squared relu": (spec([None], normalizer={"kind": "relu", "power": 2.0, "divisor": "keys"}, mask=CAUSAL), [50]),
+    "relu over its keys": (
+        spec([11, 13], mask=neighborhood([3, 5], [1, 2], [3, 2], [False, True]), gate=GATE,
+             normalizer={"kind": "relu", "power": 1.5, "divisor": "allowed"}),
+        [],
+    ),
+    "relu over keys of a predicate": (
+        spec([20], mask={"kind": "predicate", "text": "(q + k) % 5 > q // 5"}, normalizer={"kind": "relu", "divisor": "allowed"}), [],
+    ),
+    "relu over its place": (
+        spec([None], key_tokens=[None], mask={"kind": "causal", "align": "bottom_right"},
+             normalizer={"kind": "relu", "divisor": "position"}),
+        [30, 20],
+    ),
     "gate": (spec([140], gate=GATE, mask=CAUSAL, outputs=WITH_LSE), []),
     "gate by head": (spec([30], gate={**GATE, "granularity": "headwise", "activation": "silu"}), []),
     "mixture of heads": (

@@ -3,7 +3,7 @@
 `problem` turns a call into what the engine takes: `banded` where the mask is a product of bands (or documents packed in order), else
 `listed`, by its block mask; `formulas` makes score maps and weights of the plan's graph. `attention` runs it forward and backward in
 independent tasks on `workers`: `strips` of `bands`, or runs of `tiles`. Either yields blocks, which `block` computes by the call's
-`rules`.
+`rules`. `sinks` joins finished rows with what is no key of the mask.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from attncc.passes.plan import KernelPlan
 from attncc.runtime.blocked.attention import backward, forward
 from attncc.runtime.blocked.problem import problem
 from attncc.runtime.blocked.routed import kept_rows
+from attncc.runtime.blocked.sinks import Sink, divided
 from attncc.runtime.operands import Operands
 
 Gradients = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 
 
 def run_forward(kernel: KernelPlan, operands: Operands) -> tuple[Tensor, Tensor | None]:
-    """Output rows before any gate, `[B, Hq, Nq, Dv]` in the type of q, and their log-sum-exp `[B, Hq, Nq]` (None: pointwise)."""
+    """Output rows before any gate, `[B, Hq, Nq, Dv]` in the type of q, and the log `[B, Hq, Nq]` of what they divide by, if anything."""
     rows, lse = forward(problem(kernel, operands), operands.q, operands.k, operands.v)
-    kept = kept_rows(kernel.graph, operands)
+    sink, kept = Sink.of(kernel.graph, operands), kept_rows(kernel.graph, operands)
+    if sink is not None and lse is not None:
+        rows, lse = sink.join(rows, lse)
+    rows = divided(kernel.graph, operands, rows)
     if kept is None:
         return rows, lse
     return rows.masked_fill_(~kept[..., None], 0.0), None if lse is None else lse.masked_fill_(~kept, -torch.inf)
@@ -33,8 +37,13 @@ def run_backward(
     kernel: KernelPlan, operands: Operands, rows: Tensor, lse: Tensor | None, grad: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
     """Gradients of q, k, v and of the trained tables, from the forward pass's results and the gradients of these."""
-    kept = kept_rows(kernel.graph, operands)
+    kept, sink = kept_rows(kernel.graph, operands), Sink.of(kernel.graph, operands)
     if kept is not None:
         grad = grad.masked_fill(~kept[..., None], 0.0)
         grad_lse = None if grad_lse is None else grad_lse.masked_fill(~kept, 0.0)
-    return backward(problem(kernel, operands), operands.q, operands.k, operands.v, rows, lse, grad, grad_lse)
+    by_row = divided(kernel.graph, operands, grad)
+    dq, dk, dv, found = backward(problem(kernel, operands), operands.q, operands.k, operands.v, rows, lse, by_row, grad_lse)
+    if sink is None or lse is None:
+        return dq, dk, dv, found
+    own, trained = sink.gradients(rows, lse, grad, grad_lse)
+    return dq if own is None else (dq + own).to(dq.dtype), dk, dv, {**found, **trained}

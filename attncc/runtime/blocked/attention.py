@@ -12,14 +12,12 @@ from torch import Tensor
 
 from attncc.runtime.blocked.bands import BandPlan
 from attncc.runtime.blocked.block import attend, attend_backward
-from attncc.runtime.blocked.rules import Pointwise, Rules, ScoreMap, TableSums, TileMask
+from attncc.runtime.blocked.rules import SAFE_SCORE, Pointwise, Rules, ScoreMap, TableSums, TileMask
 from attncc.runtime.blocked.strips import HeadTensors, Strip, plan_strips
 from attncc.runtime.blocked.tiles import Slots, TilePlan, TileRun
 from attncc.runtime.blocked.workers import Turn, host_reads, run_tasks, worker_count
 
 Task = Strip | TileRun
-# |s| up to this needs no row maximum: sums of exp(s) stay far inside float32.
-SAFE_SCORE = 60.0
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,10 @@ class Problem:
 def forward(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
     """Attend: q [B, Hq, Nq, D], k [B, Hk, Nk, D], v [B, Hv, Nk, Dv] to out [B, Hq, Nq, Dv] and lse [B, Hq, Nq].
 
-    `out` has q's dtype; `lse` (natural log) is float32, float64 for float64 inputs, None for pointwise weights.
+    `out` has q's dtype; `lse`, the natural log of what rows divide by, is float32, float64 for float64 inputs, None for pointwise weights.
     A row without a key gives 0 and -inf.
     """
-    slots, pointwise = problem.slots, problem.pointwise
+    slots = problem.slots
     k, v = (k, v) if slots is None else (slots.arrange(k), slots.arrange(v))
     rules = _rules(problem, q, k)
     out = torch.empty((*q.shape[:3], v.shape[-1]), dtype=q.dtype, device=q.device)
@@ -68,11 +66,11 @@ def forward(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
     if not problem.plans:
         out.zero_()
         lse.fill_(-math.inf)
-    results = {"out": _flat(out)} | ({} if pointwise is not None else {"lse": _flat(lse)})
+    results = {"out": _flat(out)} | ({"lse": _flat(lse)} if rules.totals else {})
     operands = HeadTensors(problem.heads, {"q": _flat(q)}, results, _keys(rules, k, v), {})
     workers = worker_count(q.device)
     run_tasks([partial(_forward_task, rules, task, operands) for task in problem.tasks(workers)], workers)
-    return out, None if pointwise is not None else lse.squeeze(-1)
+    return out, lse.squeeze(-1) if rules.totals else None
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attncc.runtime.blocked.rules import LOG2E, Place, Rules, TableSums
+from attncc.runtime.blocked.rules import LOG2E, SAFE_SCORE, Place, Rules, TableSums
 
 # Smaller exponents (relative to the row maximum) weigh 0: denormal weights would slow the matrix product many times.
 LEAST_EXPONENT = -120.0
@@ -49,15 +49,19 @@ class Block(NamedTuple):
 
 
 def attend(rules: Rules, block: Block) -> None:
-    """Fill rows "out" and (softmax) "lse", the natural log, from "q"."""
+    """Fill rows "out" and, where they have a denominator, "lse", its natural log, from "q"."""
     out, lse = block.rows["out"], block.rows.get("lse")
     state = _State()
     for piece in block.pieces:
         s = _mapped(rules, _raw_scores(rules, block, piece, "scores"), piece)
-        weights = s if rules.pointwise is None else rules.pointwise.value(s)
         if rules.pointwise is None:
+            weights = s
             state.normalize(s, rules.bounded)
-        state.accumulate(weights.view(piece.v.shape[0], -1, s.shape[-1]), piece.v)
+        else:
+            weights = _masked(rules, rules.pointwise.value(s), piece)
+            if rules.pointwise.total is not None:
+                state.add(weights.sum(-1, keepdim=True) if rules.pointwise.total == "weights" else _keys(s, piece))
+        state.accumulate(weights.reshape(piece.v.shape[0], -1, s.shape[-1]), piece.v)
     if state.acc is None:
         out.zero_()
         if lse is not None:
@@ -75,7 +79,7 @@ def attend(rules: Rules, block: Block) -> None:
 
 
 class _State:
-    """Weighted values, and for softmax the row sum and maximum, of the pieces so far."""
+    """Weighted values, what rows divide by, and for softmax the maximum, of the pieces so far."""
 
     acc: Tensor | None = None
     total: Tensor | None = None
@@ -85,7 +89,10 @@ class _State:
         """Turn base-2 scores into weights, in place; without `bounded` relative to the running row maximum."""
         if not bounded:
             self._shift(s)
-        total = s.exp2_().sum(-1, keepdim=True)
+        self.add(s.exp2_().sum(-1, keepdim=True))
+
+    def add(self, total: Tensor) -> None:
+        """Add to what rows divide by."""
         self.total = total if self.total is None else self.total.add_(total)
 
     def _shift(self, s: Tensor) -> None:
@@ -120,8 +127,26 @@ def _mapped(rules: Rules, s: Tensor, piece: Piece) -> Tensor:
             s.add_(rules.offset(piece.place))
         else:
             s = rules.scores.value(s, piece.place.where()) * rules.base
-    _mask(rules, s, piece, -math.inf)
+    if rules.pointwise is None or rules.pointwise.vanishes:
+        _mask(rules, s, piece, -math.inf)
     return s
+
+
+def _masked(rules: Rules, x: Tensor, piece: Piece) -> Tensor:
+    """Weights or slopes, 0 where the mask says so, if masked scores have not seen to that."""
+    if rules.pointwise is None or rules.pointwise.vanishes:
+        return x
+    x = x.clone(memory_format=torch.contiguous_format)
+    _mask(rules, x, piece, 0.0)
+    return x
+
+
+def _keys(s: Tensor, piece: Piece) -> Tensor:
+    """How many keys of the piece each row sees, [*lead, rows, 1]."""
+    count = s.new_full((*s.shape[:-1], 1), s.shape[-1])
+    for _, _, mask in piece.parts:
+        count -= (mask < 0).sum(-1, keepdim=True)
+    return count
 
 
 def _mask(rules: Rules, s: Tensor, piece: Piece, value: float) -> None:
@@ -137,7 +162,7 @@ def _mask(rules: Rules, s: Tensor, piece: Piece, value: float) -> None:
 def attend_backward(rules: Rules, block: Block, sums: TableSums) -> None:
     """Fill row "dq", add to every piece's dk and dv and to the gradients of tables.
 
-    Needs rows "q" and "grad_out", for softmax also "out" and "lse" (+inf where no key is allowed), perhaps "grad_lse".
+    Needs rows "q" and "grad_out", where rows have a denominator also "out" and "lse" (+inf where no key is allowed), perhaps "grad_lse".
     """
     dq = block.rows["dq"]
     grad_out, delta, lse = _row_gradients(rules, block)
@@ -147,7 +172,7 @@ def attend_backward(rules: Rules, block: Block, sums: TableSums) -> None:
         matrices, columns = piece.k.shape[0], piece.k.shape[1]
         assert piece.dk is not None and piece.dv is not None
         values = piece.v.shape[0]
-        piece.dv.baddbmm_(weights.view(values, -1, columns).transpose(1, 2), grad_out.view(values, -1, grad_out.shape[-1]))
+        piece.dv.baddbmm_(weights.reshape(values, -1, columns).transpose(1, 2), grad_out.view(values, -1, grad_out.shape[-1]))
         ds = ds.reshape(matrices, -1, columns)
         q = block.rows["q"]
         piece.dk.baddbmm_(ds.transpose(1, 2), q.reshape(matrices, -1, q.shape[-1]), alpha=rules.scale)
@@ -159,19 +184,25 @@ def attend_backward(rules: Rules, block: Block, sums: TableSums) -> None:
 
 
 def _row_gradients(rules: Rules, block: Block) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """grad_out, delta = rowsum(grad_out * out) - grad_lse and the base-2 lse.
+    """grad_out, delta = rowsum(grad_out * out) - grad_lse and the base-2 lse, or what weights are multiplied by (a ratio).
 
-    For bounded scores the first two are divided by exp(lse) here, so that the weights need no normalising later.
+    For bounded scores the first two are divided by exp(lse) here, so that the weights need no normalising later; so are means.
     """
     grad_out, lse = block.rows["grad_out"], block.rows.get("lse")
+    total = None if rules.pointwise is None else rules.pointwise.total
     if lse is None:
         return grad_out.contiguous(), None, None
+    if total == "keys":
+        return (grad_out * torch.exp(-lse)).contiguous(), None, None
     delta = (grad_out * block.rows["out"]).sum(-1, keepdim=True)
     if "grad_lse" in block.rows:
         delta.sub_(block.rows["grad_lse"])
+    if total == "weights":
+        return grad_out.contiguous(), delta, torch.exp(-lse).clamp_(max=1 / torch.finfo(lse.dtype).tiny)
     if not rules.bounded:
         return grad_out.contiguous(), delta, lse * LOG2E
-    inverse = torch.exp(-lse)
+    # Of a row with keys, no smaller log is possible; a sink alone may have any.
+    inverse = torch.exp(-lse.clamp(min=-SAFE_SCORE))
     return (grad_out * inverse).contiguous(), delta.mul_(inverse), None
 
 
@@ -191,8 +222,11 @@ def _score_gradients(
     torch.bmm(grad_out.view(values, -1, grad_out.shape[-1]), piece.v.transpose(1, 2), out=ds)
     ds = ds.view(s.shape)
     if rules.pointwise is not None:
-        weights = rules.pointwise.value(s)
-        ds.mul_(rules.pointwise.slope(s))
+        weights, slopes = (_masked(rules, f(s), piece) for f in (rules.pointwise.value, rules.pointwise.slope))
+        if delta is not None and lse is not None:
+            weights, slopes = weights * lse, slopes * lse
+            ds.sub_(delta)
+        ds.mul_(slopes)
     else:
         weights = (s if lse is None else torch.threshold_(s.sub_(lse), LEAST_EXPONENT, -math.inf)).exp2_()
         assert delta is not None

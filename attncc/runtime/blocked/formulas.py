@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from attncc.ir.intervals import interval
 from attncc.ir.rows import SCORE
 from attncc.ir.values import evaluate, evaluate_all
 from attncc.passes.tiles import Shape
-from attncc.runtime.blocked.rules import Pointwise, ScoreMap, Where
+from attncc.runtime.blocked.rules import Pointwise, ScoreMap, Total, Where
 from attncc.runtime.operands import Operands
 
 Env = dict[str, Any]
@@ -173,6 +174,16 @@ def reads(value: Expr, names: frozenset[str]) -> tuple[Expr, ...]:
     return tuple(n for n in nodes(value) if n.op is Op.LOAD and n.value.name in names)
 
 
+def table_gradients(value: Expr, grad: Tensor, env: Env, operands: Operands) -> dict[str, Tensor]:
+    """Gradients of the trained tables that an expression reads, from that of its value."""
+    arrays = torch_arrays(operands.compute)
+    sums = {t.name: grad.new_zeros(operands.tables[t.name].shape) for t in tables(value) if t.name in operands.trained}
+    for read in reads(value, frozenset(sums)):
+        slope = evaluate(_slope(value, read), env, arrays)
+        scatter(sums[read.value.name], evaluate_all(read.args, env, arrays), grad * slope)
+    return {name: x.to(operands.tables[name].dtype) for name, x in sums.items()}
+
+
 def _is_one(slope: Any) -> bool:
     return not isinstance(slope, Tensor) and slope == 1.0
 
@@ -190,11 +201,26 @@ def scatter(total: Tensor, index: Sequence[Any], grad: Tensor) -> None:
 # ---- weights ---------------------------------------------------------------------------------------------------------------------
 
 
+TOTALS: dict[str, Total] = {"mean": "keys", "ratio": "weights"}
+
+
 def pointwise(graph: Graph, operands: Operands) -> Pointwise | None:
-    """The weights of a normalizer without a row sum; None for a softmax."""
+    """The weights of a normalizer other than softmax; None for that."""
     node = graph.find(GraphOp.WEIGHTS)[0]
     if node["row_class"] == "softmax":
         return None
     weight, slope = node["weight"], _slope(node["weight"], SCORE)
-    arrays = torch_arrays(operands.compute)
-    return Pointwise(lambda s: evaluate(weight, {"s": s}, arrays), lambda s: evaluate(slope, {"s": s}, arrays))
+    arrays, lengths = torch_arrays(operands.compute), operands.lengths
+
+    def value(of: Expr, s: Tensor) -> Tensor:
+        found = evaluate(of, {**lengths, "s": s}, arrays)
+        return found if isinstance(found, Tensor) else torch.full((), found, dtype=s.dtype, device=s.device).expand(s.shape)
+
+    return Pointwise(partial(value, weight), partial(value, slope), TOTALS.get(node["row_class"]), _vanishes(weight, slope, lengths))
+
+
+def _vanishes(weight: Expr, slope: Expr, lengths: Mapping[str, int]) -> bool:
+    """Whether a weight and its slope are 0 at the score -inf, so that masking scores masks both."""
+    with np.errstate(all="ignore"):
+        found = evaluate_all([weight, slope], {**lengths, "s": np.float64(-math.inf)})
+    return all(float(x) == 0.0 for x in found)

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from attncc.runtime.blocked.workers import capturing
 
 LOG2E = math.log2(math.e)
 KEPT_BYTES = 32 << 20
+SAFE_SCORE = 60.0
+"""|s| up to this needs no row maximum: sums of exp(s) stay far inside float32."""
 
 
 class Where(NamedTuple):
@@ -89,15 +91,21 @@ class TableSums:
         return self.tables
 
 
+Total = Literal["keys", "weights"]
+"""What a row divides by: the number of its keys, or the sum of its weights."""
+
+
 @dataclass(frozen=True)
 class Pointwise:
-    """A normalizer without a row sum: weight `value(s)` and its derivative `slope(s)`, both 0 at -inf.
+    """A normalizer other than softmax: weight `value(s)` and its derivative `slope(s)`, over the row's `total` if it has one.
 
-    Neither overwrites its argument.
+    `vanishes`: both are 0 at -inf. Neither overwrites its argument.
     """
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
+    total: Total | None = None
+    vanishes: bool = True
 
 
 class Kept:
@@ -181,6 +189,11 @@ class Rules:
     def factor(self) -> float:
         """What q k^T is multiplied by: the scores of a softmax go to base 2 at once, unless a map is to see them first."""
         return self.scale * self.base if self.scores is None or self.scores.offset is not None else self.scale
+
+    @property
+    def totals(self) -> bool:
+        """Whether rows have a denominator."""
+        return self.pointwise is None or self.pointwise.total is not None
 
     @property
     def base(self) -> float:

@@ -1,0 +1,81 @@
+"""Prints what a row keeps around the loop: the state it starts from, what it is divided by, its log-sum-exp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attncc.codegen import grid
+from attncc.codegen.expressions import code
+from attncc.codegen.facts import Chunk
+from attncc.codegen.visit import LOG2E, Visit, kv_head
+
+LN2 = 0.6931471805599453
+TINY = 1.1754943508222875e-38
+"""Least normal float32: of a smaller sum of weights nothing is left."""
+
+
+@dataclass(frozen=True)
+class RowState:
+    """Lines of the kernel before and after its loop."""
+
+    visit: Visit
+
+    def initial(self) -> list[str]:
+        """The state of no keys; with a sink, the state of that key alone."""
+        facts, rows = self.visit.facts, self.visit.facts.q_rows
+        zeros = f"tl.zeros([{rows}], tl.float32)"
+        if facts.sink is None:
+            state = {"m": f'tl.full([{rows}], float("-inf"), tl.float32)', "l": zeros}
+        else:
+            logit = code(facts.sink * LOG2E, self.visit.names("", ""))
+            state = {"m": f"{zeros} + {logit}  # spec: normalizer.sink, * log2(e)", "l": f"tl.full([{rows}], 1.0, tl.float32)"}
+        lines = [f"{name} = {state[name]}" for name in self.visit.state if name in state]
+        sums = [line for i, chunk in enumerate(self.visit.value_chunks) for line in self._sum(i, chunk)]
+        return [*self._bias_score(), *lines, *sums]
+
+    def _bias_score(self) -> list[str]:
+        """z, the score of the key `k_bias`."""
+        facts = self.visit.facts
+        if facts.bias_scale is None:
+            return []
+        lines = []
+        for i, chunk in enumerate(self.visit.key_chunks):
+            lines.append(f"x = {_bias('k_bias', kv_head(facts, 'k'), facts.width, chunk)}")
+            lines.append(f"z {'+' if i else ''}= tl.sum(q_part{i}.to(tl.float32) * x, 1)")
+        return [*lines, f"z *= {facts.bias_scale!r}"]
+
+    def _sum(self, index: int, chunk: Chunk) -> list[str]:
+        facts = self.visit.facts
+        lines = [f"acc{index} = tl.zeros([{facts.q_rows}, {chunk.width}], tl.float32)"]
+        if facts.bias_scale is not None:
+            lines.append(f"acc{index} += {_bias('v_bias', kv_head(facts, 'v'), facts.value_width, chunk)}")
+        return lines
+
+    def norm(self) -> list[str]:
+        """The factor `norm` of output rows."""
+        facts = self.visit.facts
+        if facts.row_class == "pointwise":
+            if facts.divisor is None:
+                return []
+            index = "[:, None]" if self.visit.is_vector(facts.divisor) else ""
+            return [f"norm = (1.0 / {code(facts.divisor, self.visit.names('', ''))}){index}"]
+        least = {"softmax": "tl.where(l == 0.0, 1.0, l)", "mean": "tl.maximum(l, 1.0)", "ratio": f"tl.maximum(l, {TINY!r})"}
+        return [f"norm = (1.0 / {least[facts.row_class]})[:, None]  # a row without a key gives 0"]
+
+    def lse(self) -> list[str]:
+        """Writes the natural log of what rows divide by."""
+        facts = self.visit.facts
+        if not facts.lse:
+            return []
+        log = f"(m + tl.log2(l)) * {LN2}" if facts.softmax else "tl.log(l)"
+        return [
+            f'natural = tl.where(l == 0.0, float("-inf"), {log})',
+            f"tl.store(lse + (b * {facts.heads[0]} + h).to(tl.int64) * {grid.tokens(facts, 'q')} + token, natural, mask=inside)",
+        ]
+
+
+def _bias(name: str, head: str, width: int, chunk: Chunk) -> str:
+    """Columns of a head of the key or value of a sink, as a row."""
+    columns = f"tl.arange(0, {chunk.width})[None, :]"
+    at = f"{name} + {grid.scaled(head, width)}{f' + {chunk.start}' if chunk.start else ''} + {columns}"
+    return f"tl.load({at}, mask={columns} < {chunk.valid}, other=0.0)" if chunk.padded else f"tl.load({at})"
