@@ -51,14 +51,11 @@ SCORES = {
 NORMALIZERS = {
     "softmax": (normalizers.Softmax(), ("output",)),
     "softmax, lse": (normalizers.Softmax(), ("output", "lse")),
-    "sigmoid": (normalizers.Sigmoid(bias=-3.0), ("output",)),
+    "sigmoid by head": (normalizers.Sigmoid(bias="per_head"), ("output",)),
     "relu": (normalizers.ReLU(), ("output",)),
-    "softmax, sink of zero": (normalizers.Softmax(sink=0.0), ("output",)),
     "softmax, sink by query, lse": (normalizers.Softmax(sink="per_batch_query"), ("output", "lse")),
     "softmax, key and value": (normalizers.Softmax(sink="key_value"), ("output", "lse")),
-    "sigmoid by head": (normalizers.Sigmoid(bias="per_head"), ("output",)),
-    "squared relu over keys": (normalizers.ReLU(power=2, divisor="keys"), ("output",)),
-    "relu over allowed": (normalizers.ReLU(divisor="allowed"), ("output",)),
+    "squared relu over allowed": (normalizers.ReLU(power=2, divisor="allowed"), ("output",)),
 }
 GATES = {
     "none": None,

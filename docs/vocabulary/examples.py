@@ -59,7 +59,11 @@ SCORES = (
     Example(scores.Alibi()),
     Example(scores.RelativeBias(extent=(8,))),
 )
-NORMALIZERS = (Example(normalizers.Softmax()), Example(normalizers.Sigmoid(bias=-1.0)), Example(normalizers.ReLU()))
+NORMALIZERS = (
+    Example(normalizers.Softmax(sink="per_head")),
+    Example(normalizers.Sigmoid(bias="minus_log_keys")),
+    Example(normalizers.ReLU(power=2, divisor="keys")),
+)
 ROUTING = (
     Example(routing.MixtureOfHeads(shared=2, top_k=4)),
     Example(routing.ReLURouting(shared=1)),

@@ -53,7 +53,7 @@ COMPILER: tuple[Fault, ...] = (
     Fault("visit: a lost rescale", VISIT, "acc{0} * rescale[:, None]", "acc{0}", (GENERATED,)),
     Fault("visit: a row without keys becomes NaN", VISIT, "pivot} if PARTIAL else m_new", "'m_new'}", (GENERATED,)),
     Fault("visit: any sign of the scale fused", VISIT, "and self.facts.scale > 0", "", (GENERATED,)),
-    Fault("kernel: the order of the LSE", KERNEL, "(m + tl.log2(l)) * {LN2}", "m + tl.log2(l) * {LN2}", (GENERATED,)),
+    Fault("rows: the order of the LSE", ROWS, "(m + tl.log2(l)) * {LN2}", "m + tl.log2(l) * {LN2}", (GENERATED,)),
     Fault("kernel: rows past the grid widen its ranges", KERNEL, 'f"tl.minimum(q{axis}, {grid.last(length)})"', 'f"q{axis}"', (UNREAD,)),
     Fault(
         "expressions: truncating // and %",
