@@ -24,6 +24,10 @@ def _neighborhood(rank: str, **changed: Any) -> masks.Mask:
     return masks.Neighborhood(window=WINDOWS[rank], **changed)
 
 
+def _strided_blocks() -> masks.Mask:
+    return masks.StridedBlocks(block=64, local=8, stride=6, group=2)
+
+
 MASKS = {
     "full": lambda rank: masks.Full(),
     "causal": lambda rank: masks.Causal(),
@@ -35,6 +39,11 @@ MASKS = {
     "causal & segments": lambda rank: masks.Causal() & masks.Segments(),
     "predicate": lambda rank: masks.Predicate(text="abs(q0 - k0) % 3 != 1 or 2 * k < q or blocks[h, k] == b"),
     "prefix | causal": lambda rank: masks.Prefix(length=900) | masks.Causal(),
+    "shifted cells": lambda rank: masks.Partition(size=WINDOWS[rank], shift=WINDOWS[rank][-1] // 2),
+    "disc": lambda rank: masks.Disc(radius=8),
+    "masks by head": lambda rank: masks.PerHead(masks=(masks.Axial() | masks.GlobalTokens(labels="marks"), _strided_blocks())),
+    "documents": lambda rank: masks.Documents(mask=masks.Causal() & masks.Partition(size=512)),
+    "block table": lambda rank: masks.BlockTable(q_block=WINDOWS[rank], k_block=WINDOWS[rank], per_batch=False),
 }
 SCORES = {
     "none": lambda rank: (),
@@ -79,8 +88,11 @@ TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 
 
 def legal(row: Mapping[str, str]) -> bool:
-    """Alibi is defined on one axis of tokens; everything else goes with everything."""
-    return row.get("scores") != "alibi" or row.get("rank", "1") == "1"
+    """Alibi and documents are defined on one axis of tokens, tables of blocks on known lengths; everything else goes with everything."""
+    on_a_line = row.get("rank", "1") == "1"
+    if row.get("mask") == "block table" and row.get("lengths") == "open":
+        return False
+    return on_a_line or (row.get("scores") != "alibi" and row.get("mask") != "documents")
 
 
 def spec_of(row: Row) -> AttentionSpec:

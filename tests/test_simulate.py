@@ -97,7 +97,7 @@ def test_counts_are_brute_force(data: Any, case: Any) -> None:
     query, key = case.grids
     assert report.tiles.query == math.prod(-(-n // t) for n, t in zip(query, q_tile))
     assert report.tiles.total == report.tiles.query * report.tiles.key
-    assert report.tiles.visited == report.tiles.full + report.tiles.partial
+    assert report.tiles.visited == pytest.approx(report.tiles.full + report.tiles.partial)  # means of six heads are thirds
     assert report.block_sparse == (report.tiles.partial == 0)
     assert report.tile_bound == (pytest.approx(report.tiles.total / report.tiles.visited) if report.tiles.visited else math.inf)
     if not any(sign in json.dumps(case.spec) for sign in MAY_SPLIT_CLASSES):

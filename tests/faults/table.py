@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tests.faults.compiler import COMPILER
+from tests.faults.masks import MASKS
 from tests.faults.runner import Fault
 from tests.faults.runtime import RUNTIME
 from tests.faults.surface import SURFACE
 
-FAULTS: tuple[Fault, ...] = (*COMPILER, *RUNTIME, *SURFACE)
+FAULTS: tuple[Fault, ...] = (*COMPILER, *MASKS, *RUNTIME, *SURFACE)

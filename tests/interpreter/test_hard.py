@@ -109,6 +109,20 @@ HARD: dict[str, Run] = {
     "a key class without tokens": run(predicate("q % 5 == k % 5"), [None], lengths=(23, 3), key_tokens=[None]),
     "a union of masks": run({"kind": "or", "masks": [CAUSAL, {"kind": "sinks", "count": 20}]}, [40]),
     "a difference of masks": run({"kind": "and", "masks": [CAUSAL, {"kind": "not", "mask": neighborhood([9])}]}, [40]),
+    "a disc and its box": run({"kind": "disc", "radius": 4}, [9, 10], (4, 4), (2, 8), outputs=BOTH),
+    "shifted cells": run({"kind": "partition", "size": [3, 4], "shift": [2, 1]}, [7, 9], (4, 4), (4, 4)),
+    "a criss-cross of open lengths": run({"kind": "axial"}, [None, None], (4, 4), (4, 4), lengths=(5, 7)),
+    "strided blocks by head": run({"kind": "strided_blocks", "block": 3, "local": 2, "stride": 4, "group": 2}, [45], heads=4, key_heads=2),
+    "masks by head": run(
+        {"kind": "per_head", "masks": [CAUSAL, {"kind": "halo", "block": 5, "halo": 4}], "groups": [[2], [0, 1]]}, [40], heads=3
+    ),
+    "documents": run(
+        {"kind": "documents", "mask": {"kind": "or", "masks": [CAUSAL, {"kind": "prefix", "length": 6}]}}, [None], lengths=(53,), batch=2
+    ),
+    "a table of blocks": run({"kind": "block_table", "q_block": 7, "k_block": 5}, [40], key_tokens=[33], heads=2, batch=2, outputs=BOTH),
+    "marked tokens and a window": run(
+        {"kind": "or", "masks": [{"kind": "global_tokens", "labels": "marks"}, {"kind": "window", "left": 3, "right": 2}]}, [40], batch=2
+    ),
     "tiles longer than the grid": run(neighborhood([2, 3]), [3, 5], (2, 16), (32, 1)),
 }  # fmt: skip
 

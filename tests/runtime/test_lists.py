@@ -28,6 +28,14 @@ MASKS: dict[str, tuple[tuple[int, ...], Json]] = {
     "by head": ((100,), {"kind": "predicate", "text": "t[b, h, q] * 20 <= k + u[k]"}),
     "by batch": ((100,), {"kind": "predicate", "text": "t[b, q] % 3 == 1 or h == b"}),
     "two indices": ((60,), {"kind": "predicate", "text": "t[q, k] > 2"}),
+    "blocks": ((150,), {"kind": "block_table", "q_block": [8], "k_block": [20]}),
+    "three blocks of a tile": ((150,), {"kind": "block_table", "q_block": [6], "k_block": [20]}),
+    "blocks of a grid": ((10, 18), {"kind": "block_table", "q_block": [4, 6], "k_block": [5, 9], "per_head": False}),
+    "small blocks": ((150,), {"kind": "block_table", "q_block": [3], "k_block": [5], "per_batch": False}),
+    "documents": ((150,), {"kind": "documents", "mask": {"kind": "halo", "block": 5, "halo": 20}}),
+    "marks": ((150,), {"kind": "or", "masks": [{"kind": "global_tokens", "labels": "marks"}, WINDOW]}),
+    "prefixes": ((150,), {"kind": "or", "masks": [CAUSAL, {"kind": "prefix_per_sample"}]}),
+    "heads": ((150,), {"kind": "per_head", "masks": [SEGMENTS, {"kind": "documents", "mask": CAUSAL}]}),
     "no table": ((100,), {"kind": "predicate", "text": "(q + b) % 3 != h and k // 16 != q // 16"}),
 }
 BATCH, HEADS = 2, 2

@@ -104,7 +104,10 @@ class CausalAxes(Pattern):
 
 
 class PrefixPerSample(Pattern):
-    """Every query of batch element b sees its first `lengths[b]` keys; `lengths` names a run-time integer table `[B]`."""
+    """Every query of batch element b sees its first `lengths[b]` keys; `lengths` names a run-time integer table `[B]`.
+
+    `Causal() | PrefixPerSample()` is the prefix language model's mask where prefixes differ (UniLM, arXiv 1905.03197).
+    """
 
     flat: ClassVar[bool] = True
     kind: Literal["prefix_per_sample"] = "prefix_per_sample"

@@ -70,7 +70,7 @@ def neighborhood_axis(grid: Grid, axis: int, window: int | Expr, stride: int | E
 
 
 class Window(Pattern):
-    """Keys from `left` before the query to `right` after it on every axis, both ends inclusive, cut at the grid's ends.
+    """Keys from `left` before the query to `right` after it on every axis, cut at the grid's ends: q_a - left <= k_a <= q_a + right.
 
     None leaves a side open. Unlike a `Neighborhood`, whose window moves inward, edge queries have fewer keys (TransNeXt's local
     part, ColorMNet's 15 x 15 window).
@@ -155,16 +155,22 @@ class Congruence(Pattern):
 class Halo(Pattern):
     """The query's block and `halo` keys around it, on every axis: all queries of a block share their keys.
 
-    Source: Vaswani et al., Scaling Local Self-Attention (HaloNet), arXiv 2103.12731; keys beyond the grid are cut off here.
+    With start = q_a // block * block: start - halo <= k_a < start + block + halo. Keys beyond the grid are cut off.
+
+    Source: Vaswani et al., Scaling Local Self-Attention (HaloNet), arXiv 2103.12731. `must_divide` holds a grid to whole blocks.
     """
 
+    bounded: ClassVar[bool] = True
     kind: Literal["halo"] = "halo"
     block: Sizes
     halo: Reaches
     edge: Edge = "truncate"
 
     def problems(self, grid: Grid) -> list[str]:
-        return [*axis_problems(self, ("block", "halo"), grid), *edge_problems(self.edge, ("truncate",))]
+        found = [*axis_problems(self, ("block", "halo"), grid), *edge_problems(self.edge, ("truncate", "must_divide"))]
+        if found or self.edge != "must_divide":
+            return found
+        return _not_divided("block", by_axis(self.block, grid.rank), grid)
 
     def predicate(self, grid: Grid) -> Expr:
         rules = zip(by_axis(self.block, grid.rank), by_axis(self.halo, grid.rank))

@@ -1,0 +1,100 @@
+"""Faults of the masks' formulas and of what they refuse."""
+
+from __future__ import annotations
+
+from tests.faults.runner import Fault
+
+WINDOWS, TOKENS, LABELS = "attncc/spec/masks/windows.py", "attncc/spec/masks/tokens.py", "attncc/spec/masks/labels.py"
+COMBINE, BASE = "attncc/spec/masks/combine.py", "attncc/spec/masks/base.py"
+TESTS = "tests/spec/test_masks.py"
+WORKED, REFUSED = f"{TESTS}::test_worked_examples", f"{TESTS}::test_what_is_refused"
+LISTS = "tests/runtime/test_lists.py::test_no_tile_is_lost_and_none_called_full_that_is_not"
+
+MASKS: tuple[Fault, ...] = (
+    Fault("masks: a window's right end left out", WINDOWS, "[key <= query + right]", "[key < query + right]", (WORKED,)),
+    Fault(
+        "masks: cells shifted the other way",
+        WINDOWS,
+        "(grid.coordinate(side, axis) - shift) // size",
+        "(grid.coordinate(side, axis) + shift) // size",
+        (f"{TESTS}::test_a_shift_is_rolling_with_a_mask_of_regions",),
+    ),
+    Fault(
+        "masks: a congruence of neighbours",
+        WINDOWS,
+        '(grid.coordinate("q", a) % n).equals(grid.coordinate("k", a) % n)',
+        '(grid.coordinate("q", a) // n).equals(grid.coordinate("k", a) // n)',
+        (WORKED,),
+    ),
+    Fault("masks: a halo one key too wide", WINDOWS, "start + (block + halo - 1)", "start + (block + halo)", (WORKED,)),
+    Fault("masks: discs with their rim", WINDOWS, "(distance < self.radius**2)", "(distance <= self.radius**2)", (WORKED,)),
+    Fault(
+        "masks: the box around a disc too small",
+        WINDOWS,
+        "(query - (self.radius - 1) <= key)",
+        "(query - (self.radius - 2) <= key)",
+        (f"{TESTS}::test_keys_of_whole_discs",),
+    ),
+    Fault("masks: lines along the wrong axes", WINDOWS, "if a != along", "if a == along", (WORKED,)),
+    Fault(
+        "masks: sizes that do not divide let through", WINDOWS, "for side, a, n, length in pairs if length % n]",
+        "for side, a, n, length in pairs if length < n]", (REFUSED, f"{TESTS}::test_lengths_given_at_run_time_are_held_to_the_edge"),
+    ),
+    Fault("masks: an edge policy nobody has, accepted", BASE, "return [] if edge in supported else", "return [] if edge else", (REFUSED,)),
+    Fault(
+        "masks: strided blocks by query head where key heads decide",
+        TOKENS,
+        'var("h") // self.group * self.head_step',
+        'var("h") * self.head_step',
+        (f"{TESTS}::test_strided_blocks_by_hand",),
+    ),
+    Fault(
+        "masks: the prefix of another sample",
+        TOKENS,
+        'load(Table(self.lengths, Kind.INT, ("B",)), var("b"))',
+        'load(Table(self.lengths, Kind.INT, ("B",)), const(0))',
+        (f"{TESTS}::test_prefixes_by_sample",),
+    ),
+    Fault(
+        "masks: global tokens that are seen but do not see",
+        TOKENS,
+        "return (query < (self.count or 0)) | (key < (self.count or 0))",
+        "return key < (self.count or 0)",
+        (WORKED,),
+    ),
+    Fault(
+        "masks: the last block of a table forgotten",
+        LABELS,
+        "count = -(-(length or 1) // size)",
+        "count = (length or 1) // size",
+        (f"{TESTS}::test_tables_of_blocks",),
+    ),
+    Fault(
+        "masks: heads of a group between its first and last",
+        COMBINE,
+        "lambda pair: pair[1] - pair[0]",
+        "lambda pair: 0",
+        (f"{TESTS}::test_heads_with_masks_of_their_own",),
+    ),
+    Fault(
+        "masks: documents that see one another",
+        COMBINE,
+        "return query.equals(key) & substitute",
+        "return substitute",
+        (f"{TESTS}::test_documents_restart",),
+    ),
+    Fault(
+        "masks: a whole document's positions",
+        COMBINE,
+        '"k0": grid.flat("k") - key}',
+        '"k0": grid.flat("k")}',
+        (f"{TESTS}::test_documents_restart",),
+    ),
+    Fault(
+        "intervals: of a table's row only the ends looked at",
+        "attncc/ir/intervals.py",
+        "args[other][1] - args[other][0] <= 1",
+        "args[other][1] - args[other][0] <= 2",
+        (LISTS,),
+    ),
+)  # fmt: skip
