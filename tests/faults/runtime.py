@@ -10,6 +10,7 @@ ORACLE = "tests/runtime/test_kernels.py::test_equals_the_oracle_in_float64"
 BLOCKED, TESTS = "attncc/runtime/blocked", "tests/runtime/test_blocked.py"
 CITIZEN = "tests/runtime/test_citizenship.py"
 RANDOM = "tests/runtime/test_random.py::test_float64_forward_and_backward"
+ROUTED = "tests/runtime/test_routing.py::test_who_is_routed"
 
 RUNTIME: tuple[Fault, ...] = (
     Fault(
@@ -197,5 +198,76 @@ RUNTIME: tuple[Fault, ...] = (
         "return x.to(dtypes[0])",
         "return x",
         (f"{CITIZEN}::test_autocast_casts_the_call_to_the_spec",),
+    ),
+    Fault(
+        "routing: shared heads are routed too",
+        "attncc/spec/routing.py",
+        'return (var("h") < shared) | kept if shared else kept',
+        "return kept",
+        (ROUTED,),
+    ),
+    Fault(
+        "routing: a logit of minus infinity makes NaN",
+        "attncc/spec/routing.py",
+        "weight = apply(Op.RELU, _weights(grid))",
+        "weight = _weights(grid)",
+        ("tests/runtime/test_routing.py::test_logits_of_minus_infinity_are_not_routed",),
+    ),
+    Fault(
+        "routing: rows that no router chose see keys",
+        "attncc/runtime/reference.py",
+        'return scores, allowed & place.evaluate(n["rows"])',
+        "return scores, allowed",
+        ("tests/runtime/test_kernels.py::test_the_reference_equals_the_oracle",),
+    ),
+    Fault("routing: the weight forgotten on the way back", "attncc/runtime/epilogue.py", "grad = grad * by_row", "pass", (ORACLE, ROUTED)),
+    Fault(
+        "routing: the gate before the weights",
+        "attncc/runtime/epilogue.py",
+        "for value in (self.weigh, self.gate)",
+        "for value in (self.gate, self.weigh)",
+        (ORACLE,),
+    ),
+    Fault(
+        "routing: full where one of the rows' tiles is",
+        f"{BLOCKED}/routed.py",
+        "every = times == np.bincount(",
+        "every = times <= np.bincount(",
+        (RANDOM,),
+    ),
+    Fault(
+        "routing: a tile across residue classes",
+        f"{BLOCKED}/routed.py",
+        "at = np.arange(len(flat)) - np.searchsorted(owner, owner)",
+        "at = np.arange(len(flat))",
+        ("tests/runtime/test_routing.py::test_tiles_stay_in_their_residue_class",),
+    ),
+    Fault(
+        "routing: score maps at the places of compacted rows",
+        f"{BLOCKED}/strips.py",
+        "else self.strip.plan.tokens[q])[:, None]",
+        "else q)[:, None]",
+        (ORACLE, RANDOM),
+    ),
+    Fault(
+        "routing: one tile's biases kept for another's rows",
+        f"{BLOCKED}/strips.py",
+        "shape if self.strip.plan.tokens is None else None",
+        "shape",
+        ("tests/runtime/test_routing.py::test_score_maps_see_where_rows_stood",),
+    ),
+    Fault(
+        "routing: masks of another call's rows",
+        f"{BLOCKED}/listed.py",
+        "replace(partial_mask, made=Kept())",
+        "partial_mask",
+        ("tests/runtime/test_routing.py::test_another_call_has_rows_of_its_own",),
+    ),
+    Fault(
+        "routing: rows of no head left as they were",
+        f"{BLOCKED}/attention.py",
+        "if not problem.plans or not problem.whole:\n        out.zero_()",
+        "if not problem.plans:\n        out.zero_()",
+        (ROUTED,),
     ),
 )

@@ -195,7 +195,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("attention", "banded", "listed"):
+    for module in ("attention", "banded", "listed", "routed"):
         monkeypatch.setattr(f"attncc.runtime.blocked.{module}.host_reads", lambda device: False)
 
 

@@ -11,12 +11,18 @@ from torch import Tensor
 import attncc
 from attncc import AttentionSpec
 from attncc.errors import InputError
+from attncc.runtime.blocked.bands import BandPlan
+from attncc.runtime.blocked.problem import problem
+from attncc.runtime.blocked.tiles import TilePlan
+from attncc.runtime.operands import Operands
+from attncc.runtime.program import find_program
 from tests.oracle import attention, random_inputs
-from tests.runtime.cases import CAUSAL, GATE, WITH_LSE, gradients, spec
+from tests.runtime.cases import CAUSAL, GATE, WITH_LSE, gradients, neighborhood, spec
 
 HEADS = 4
 MIXTURE = {"kind": "mixture_of_heads", "shared": 0, "top_k": 2}
 RELU = {"kind": "relu", "shared": 0}
+ALIBI = {"kind": "alibi", "slopes": None, "trainable": True}
 
 
 def weights(rule: str, tokens: int) -> Tensor:
@@ -81,6 +87,27 @@ def test_documents_whose_tokens_choose_no_head(rule: str, poisoned: None) -> Non
     ids = torch.where(torch.arange(90) == 89, 7, ids).int()
     both = {"kind": "and", "masks": [CAUSAL, {"kind": "segments", "ids": "segments", "key_ids": None}]}
     compared(spec([90], heads=HEADS, mask=both, routing=MIXTURE, outputs=WITH_LSE), {"routing": made, "segments": ids})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tiles_stay_in_their_residue_class(rule: str) -> None:
+    compared(spec([64], heads=HEADS, mask=neighborhood([5], [2], [3], [False]), routing=MIXTURE), {"routing": weights(rule, 64)})
+
+
+def test_another_call_has_rows_of_its_own() -> None:
+    for rule in RULES:
+        compared(
+            spec([8, 9], heads=HEADS, mask=neighborhood([3, 5], [1, 2], [1, 1], [True, False]), routing=MIXTURE),
+            {"routing": weights(rule, 72)},
+        )
+
+
+def test_score_maps_see_where_rows_stood(poisoned: None) -> None:
+    """Tiles of routed rows that lie alike, but for a token that one of them lacks."""
+    made = weights("all heads", 1400)
+    made[:, :, 60::97] = 0
+    window = {"kind": "sliding_window", "left": 40, "right": 7, "align": "top_left"}
+    compared(spec([1400], heads=HEADS, mask=window, routing=MIXTURE, scores=[ALIBI]), {"routing": made})
 
 
 @pytest.mark.parametrize("shared", [0, 2])
@@ -162,3 +189,46 @@ def test_routings_that_contradict_are_refused(routing: dict[str, Any], problem: 
 def test_a_mask_may_not_read_another_table_of_the_same_name() -> None:
     with pytest.raises(ValueError, match=r"routing: 'routing' is read as two different tables"):
         AttentionSpec.model_validate(spec([20], heads=HEADS, mask={"kind": "predicate", "text": "routing[h] > 0"}, routing=RELU))
+
+
+# ---- work ------------------------------------------------------------------------------------------------------------------------
+
+
+def plans_of(mask: dict[str, Any], routing: dict[str, Any] | None, made: Tensor, **inputs: Tensor) -> list[Any]:
+    """What the blocked engine visits: its plans, once for each (batch element, head)."""
+    batch, heads, tokens = made.shape
+    json = spec([tokens], heads=heads, key_heads=1, head_dim=1, dtype="float32", mask=mask, routing=routing)
+    program = find_program(attncc.compile(AttentionSpec.model_validate(json), "cpu")._name)
+    q, k = torch.zeros(batch, heads, tokens, 1), torch.zeros(batch, 1, tokens, 1)
+    found = problem(program.kernel, Operands(q, k, k, {"routing": made, **inputs}, (tokens,), (tokens,)))
+    return [plan for heads_of, plan in found.plans for _ in heads_of]
+
+
+def visited(plan: BandPlan | TilePlan) -> int:
+    """Pairs of a query and a key that are computed (bands), or of a row tile and a key tile."""
+    return plan.pairs() if isinstance(plan, BandPlan) else len(plan.full.tiles) + len(plan.partial.tiles)
+
+
+COUNTED = {
+    "bands": (CAUSAL, 256 * 8192),
+    "tiles": ({"kind": "predicate", "text": "k <= q and (q - k) % 8192 != 8191"}, 8192 // 128),
+}
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", COUNTED)
+def test_only_routed_rows_are_visited(name: str, top_k: int) -> None:
+    """At top-k of H heads, k / H of what all heads visit, 5 % more at most, and a row of tiles for what is left of each head."""
+    mask, row = COUNTED[name]
+    batch, heads, tokens = 2, 8, 8192
+    scores = torch.rand(batch, heads, tokens, generator=torch.Generator().manual_seed(1)) + 0.1
+    made = torch.where(scores.argsort(1).argsort(1) < top_k, scores, 0.0)
+    some, every = (plans_of(mask, routing, made) for routing in ({**MIXTURE, "top_k": top_k}, None))
+    assert {type(plan).__name__ for plan in (*some, *every)} == {"BandPlan" if name == "bands" else "TilePlan"}
+    dense, least = sum(map(visited, every)), top_k / heads
+    assert least * dense * 0.98 <= sum(map(visited, some)) <= 1.05 * least * dense + row * batch * heads
+
+
+def test_heads_without_a_token_visit_nothing() -> None:
+    assert len(plans_of(CAUSAL, MIXTURE, weights("one head only", 300).float())) == 2
+    assert plans_of(CAUSAL, MIXTURE, weights("no head at all", 300).float()) == []

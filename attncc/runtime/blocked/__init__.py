@@ -14,7 +14,7 @@ from torch import Tensor
 from attncc.passes.plan import KernelPlan
 from attncc.runtime.blocked.attention import backward, forward
 from attncc.runtime.blocked.problem import problem
-from attncc.runtime.blocked.routed import kept_rows
+from attncc.runtime.blocked.routed import rows_to_erase
 from attncc.runtime.blocked.sinks import Sink, divided
 from attncc.runtime.operands import Operands
 
@@ -24,7 +24,8 @@ Gradients = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 def run_forward(kernel: KernelPlan, operands: Operands) -> tuple[Tensor, Tensor | None]:
     """Output rows before any gate, `[B, Hq, Nq, Dv]` in the type of q, and the log `[B, Hq, Nq]` of what they divide by, if anything."""
     rows, lse = forward(problem(kernel, operands), operands.q, operands.k, operands.v)
-    sink, kept = Sink.of(kernel.graph, operands), kept_rows(kernel.graph, operands)
+    sink = Sink.of(kernel.graph, operands)
+    kept = rows_to_erase(kernel.graph, operands, sink is not None)
     if sink is not None and lse is not None:
         rows, lse = sink.join(rows, lse)
     rows = divided(kernel.graph, operands, rows)
@@ -37,7 +38,8 @@ def run_backward(
     kernel: KernelPlan, operands: Operands, rows: Tensor, lse: Tensor | None, grad: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
     """Gradients of q, k, v and of the trained tables, from the forward pass's results and the gradients of these."""
-    kept, sink = kept_rows(kernel.graph, operands), Sink.of(kernel.graph, operands)
+    sink = Sink.of(kernel.graph, operands)
+    kept = rows_to_erase(kernel.graph, operands, sink is not None)
     if kept is not None:
         grad = grad.masked_fill(~kept[..., None], 0.0)
         grad_lse = None if grad_lse is None else grad_lse.masked_fill(~kept, 0.0)

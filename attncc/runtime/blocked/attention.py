@@ -25,7 +25,7 @@ class Problem:
     """One attention.
 
     `heads` (Hq, Hk, Hv); `plans` covers the flattened (batch, query head) range, each part with the blocks it visits (no plans: nothing
-    to visit); `mask` is that of the tile plans' partial tiles.
+    to visit); `mask` is that of the tile plans' partial tiles; `whole` says that plans hold every row.
     """
 
     heads: tuple[int, int, int]
@@ -34,6 +34,7 @@ class Problem:
     scores: ScoreMap | None = None
     pointwise: Pointwise | None = None
     mask: TileMask | None = None
+    whole: bool = True
 
     @property
     def slots(self) -> Slots | None:
@@ -63,7 +64,7 @@ def forward(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
     rules = _rules(problem, q, k)
     out = torch.empty((*q.shape[:3], v.shape[-1]), dtype=q.dtype, device=q.device)
     lse = torch.empty((*q.shape[:3], 1), dtype=rules.dtype, device=q.device)
-    if not problem.plans:
+    if not problem.plans or not problem.whole:
         out.zero_()
         lse.fill_(-math.inf)
     results = {"out": _flat(out)} | ({"lse": _flat(lse)} if rules.totals else {})
@@ -105,7 +106,9 @@ def backward(
     slots = problem.slots
     keys = (k, v) if slots is None else (slots.arrange(k), slots.arrange(v))
     rules = _rules(problem, q, k)
-    dq = torch.zeros_like(q) if not problem.plans else torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if not problem.plans or not problem.whole:
+        dq.zero_()
     dk, dv = (torch.zeros(x.shape, dtype=rules.dtype, device=x.device) for x in keys)
     operands = HeadTensors(
         problem.heads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -11,16 +12,21 @@ from attncc.ir.expr import Expr, Op, Table, var
 from attncc.ir.values import evaluate_all
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import BoundMask, Shape, bind
-from attncc.runtime.blocked.bands import AxisBand, BandPlan, plan_bands
+from attncc.runtime.blocked.bands import AxisBand, BandPlan, plan_bands, routed_tile
 from attncc.runtime.blocked.workers import host_reads
 from attncc.runtime.operands import Operands
 
 Plans = list[tuple[range, BandPlan]]
 
 
-def band_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands) -> Plans | None:
-    """Plans over the flattened (batch, head) range, one for all where the mask reads no labels; None where it is no such mask."""
+def band_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands, kept: Tensor | None = None) -> Plans | None:
+    """Plans over the flattened (batch, head) range, one for all where the mask reads no labels; None where it is no such mask.
+
+    Where rows are routed, `kept` [B, Hq, Nq], every (batch element, head) has a plan of its own rows.
+    """
     batch, heads = operands.q.shape[:2]
+    if kept is not None:
+        return _routed(kernel, mask, operands, kept)
     if mask.separable:
         return [(range(batch * heads), _plan(kernel, mask.query, mask.key))]
     labels = _labels(mask, operands)
@@ -37,6 +43,29 @@ def band_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands) -> Plans
 def _plan(kernel: KernelPlan, query: Shape, key: Shape) -> BandPlan:
     mask = bind(kernel.graph, query, key)
     return plan_bands([_axis_band(mask, axis) for axis in range(len(query))])
+
+
+def _routed(kernel: KernelPlan, mask: BoundMask, operands: Operands, kept: Tensor) -> Plans | None:
+    """On one axis, in whole: elsewhere rows of a tile are no product of axes any more."""
+    labels = None if mask.separable else _labels(mask, operands)
+    if mask.order != (1,) or (labels is None and not mask.separable):
+        return None
+    whole, size = _line(kernel, mask.query, mask.key), 0
+    plans: Plans = []
+    for b, rows in enumerate(kept):
+        band = whole if labels is None else whole & AxisBand.of_segments(*labels[b])
+        for h, tokens in enumerate(row.nonzero().flatten() for row in rows):
+            at = b * len(rows) + h
+            if len(tokens):
+                rows_band = band.rows(tokens)
+                size = size or routed_tile(rows_band)  # heads are much alike
+                plans.append((range(at, at + 1), replace(plan_bands([rows_band], (size,)), tokens=tokens)))
+    return plans
+
+
+@lru_cache(maxsize=64)
+def _line(kernel: KernelPlan, query: Shape, key: Shape) -> AxisBand:
+    return _axis_band(bind(kernel.graph, query, key), 0)
 
 
 def _axis_band(mask: BoundMask, axis: int) -> AxisBand:

@@ -11,7 +11,9 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,18 +23,22 @@ from attncc.runtime.blocked.rules import Kept
 # What one visited block costs beside its pairs (operator calls, gathers), in query-key pairs.
 OVERHEAD_PAIRS = 16384
 MIN_ROWS, MAX_ROWS = 64, 256
+# Key runs of routed rows, which begin and end anywhere, are widened to multiples of this: products of odd widths take half as long again.
+GRAIN = 64
 
 
 @dataclass(frozen=True)
 class AxisBand:
     """One axis of a banded mask.
 
-    `bounds` [2, queries] (int64, on the CPU) holds every query coordinate's first and last allowed key.
+    `bounds` [2, queries] (int64, on the CPU) holds every query coordinate's first and last allowed key; key runs of tiles begin and end
+    at multiples of `grain`.
     """
 
     keys: int
     bounds: Tensor
     step: int = 1
+    grain: int = 1
 
     @property
     def queries(self) -> int:
@@ -43,6 +49,11 @@ class AxisBand:
     def of(keys: int, lo: Sequence[int], hi: Sequence[int], step: int = 1) -> AxisBand:
         """From plain numbers."""
         return AxisBand(keys, torch.tensor([list(lo), list(hi)], dtype=torch.int64, device="cpu"), step)
+
+    def rows(self, tokens: Tensor) -> AxisBand:
+        """The band of some queries [n] alone, in order."""
+        chosen = self.bounds.numpy()[:, tokens.numpy()]  # of so few numbers, torch would make a parallel task
+        return AxisBand(self.keys, torch.from_numpy(chosen), self.step, GRAIN)
 
     @staticmethod
     def of_segments(ids: Tensor, key_ids: Tensor) -> AxisBand:
@@ -99,8 +110,8 @@ def _tile_class(axis: AxisBand, residue: int, size: int, seen: Seen) -> list[Axi
     tiles = []
     for start, stop in _cuts(lows, highs, jumps.tolist(), size):
         low, high = lows[start:stop], highs[start:stop]
-        first = min(low)
-        width = max(max(high) + 1 - first, 0)
+        first = min(low) // axis.grain * axis.grain
+        width = max(min(-(-(max(high) + 1) // axis.grain) * axis.grain, keys) - first, 0)
         q = range(residue + start * step, residue + stop * step, step)
         k = range(residue + first * step, residue + (first + width) * step, step)
         left, right = max(low) - first, min(high) + 1 - first
@@ -163,6 +174,18 @@ def choose_tile(axes: Sequence[AxisBand], heads: int) -> tuple[int, ...]:
     return min(tiles or [tuple(axis.queries for axis in axes)], key=cost)
 
 
+def routed_tile(axis: AxisBand) -> int:
+    """Rows of a tile of routed rows of one head: they stand apart, so that more of them see keys that their neighbours do not."""
+
+    def cost(size: int) -> float:
+        first = np.minimum.reduceat(lo, np.arange(0, len(lo), size))
+        last = np.maximum.reduceat(hi, np.arange(0, len(hi), size))
+        return float((last - first).clip(min=0).sum()) * size + len(first) * OVERHEAD_PAIRS * 4
+
+    lo, hi = axis.bounds.numpy()
+    return min((256, 128, 64), key=cost)
+
+
 def _sizes(length: int) -> list[int]:
     return sorted({min(1 << i, length) for i in range(8)})
 
@@ -174,11 +197,15 @@ def _axis_cost(axis: AxisBand, size: int) -> tuple[int, int]:
 
 @dataclass
 class BandPlan:
-    """Tiles of every axis and the additive masks made so far; static masks keep their plan between calls."""
+    """Tiles of every axis and the additive masks made so far; static masks keep their plan between calls.
+
+    `tokens` [queries] are those of routed rows, on a grid of one axis: query i of the plan is token `tokens[i]`.
+    """
 
     grid: tuple[int, ...]
     key_grid: tuple[int, ...]
     axes: list[list[AxisTile]]
+    tokens: Tensor | None = None
     masks: Kept = field(default_factory=Kept)
     bounds: dict[tuple[Band, torch.device], Tensor] = field(default_factory=dict)
 
@@ -209,24 +236,32 @@ class BandPlan:
         return [Part(a * width, b * width, self._mask((band, *bands), like)) for a, b, band in head.ends]
 
     def _mask(self, bands: tuple[Band, ...], like: Tensor) -> Tensor:
+        if self.tokens is not None:  # no two tiles of routed rows have the same mask: what is used once is not made to be added
+            return ~self._allowed(bands[0], like.device)
         return self.masks((*bands, like.dtype, like.device), like.device, lambda: self._additive(bands, like))
 
     def _additive(self, bands: Sequence[Band], like: Tensor) -> Tensor:
         """0 where every axis allows the pair, else -inf; [product of queries, product of keys], row-major on both sides."""
-        rank = len(bands)
-        allowed = torch.ones((), dtype=torch.bool, device=like.device)
+        rank, terms = len(bands), []
         for a, band in enumerate(bands):
-            bound, column = self._bounds(band, like.device), torch.arange(band.width, device=like.device)
             shape = [1] * (2 * rank)
             shape[a], shape[rank + a] = len(band.lo), band.width
-            allowed = allowed & ((column >= bound[0]) & (column <= bound[1])).view(shape)
-        mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(~allowed, -math.inf)
-        return mask.reshape(math.prod(len(band.lo) for band in bands), -1)
+            terms.append(self._allowed(band, like.device).view(shape))
+        allowed = reduce(torch.logical_and, terms)
+        zero, minus = (torch.full((), x, dtype=like.dtype, device=like.device) for x in (0.0, -math.inf))
+        return torch.where(allowed, zero, minus).reshape(math.prod(len(band.lo) for band in bands), -1)
+
+    def _allowed(self, band: Band, device: torch.device) -> Tensor:
+        """Which columns every query sees, [queries, width]; 32 bits are compared many at a time."""
+        bound, column = self._bounds(band, device), torch.arange(band.width, device=device, dtype=torch.int32)
+        if max(band.lo) <= 0:
+            return column <= bound[1]
+        return (column >= bound[0]) & (column <= bound[1])
 
     def _bounds(self, band: Band, device: torch.device) -> Tensor:
         """First and last key of every query, [2, queries, 1], copied to a device once."""
         if (band, device) not in self.bounds:
-            self.bounds[band, device] = torch.tensor([band.lo, band.hi], device=device)[:, :, None]
+            self.bounds[band, device] = torch.tensor([band.lo, band.hi], dtype=torch.int32, device=device)[:, :, None]
         return self.bounds[band, device]
 
 

@@ -20,7 +20,7 @@ LEAST_EXPONENT = -120.0
 
 
 class Part(NamedTuple):
-    """Columns [start, stop) of a block and the additive mask (0 or -inf) they need, broadcast over heads."""
+    """Columns [start, stop) of a block and the mask they need, broadcast over heads: additive (0 or -inf), or True where masked."""
 
     start: int
     stop: int
@@ -153,7 +153,9 @@ def _mask(rules: Rules, s: Tensor, piece: Piece, value: float) -> None:
     """Put -inf, or another `value`, where the mask says so. A NaN or infinite score has to be replaced."""
     for start, stop, mask in piece.parts:
         part = s[..., start:stop]
-        if rules.finite and value == -math.inf:
+        if mask.dtype is torch.bool:
+            part.masked_fill_(mask, value)
+        elif rules.finite and value == -math.inf:
             part.add_(mask)
         else:
             part.masked_fill_(mask < 0, value)

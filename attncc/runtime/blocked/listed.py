@@ -6,11 +6,13 @@ the host must not wait for tables: there every tile that the bands leave is visi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attncc.ir.arrays import torch_arrays
 from attncc.ir.expr import const, tables
@@ -18,12 +20,22 @@ from attncc.passes.block_mask import BlockMask, block_mask
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import BoundMask, Shape, bind, ceildiv
 from attncc.runtime.blocked.formulas import Places
-from attncc.runtime.blocked.rules import TileMask
+from attncc.runtime.blocked.routed import routed
+from attncc.runtime.blocked.rules import Kept, TileMask
 from attncc.runtime.blocked.tiles import Entries, Ints, Slots, TilePlan
 from attncc.runtime.blocked.workers import host_reads
 from attncc.runtime.operands import Operands
 
 Plans = list[tuple[range, TilePlan]]
+
+
+def routed_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands, kept: Tensor) -> tuple[Plans, TileMask]:
+    """Tile plans of routed rows, `kept` [B, Hq, Nq]: one for each (batch element, head) that has any."""
+    plans, partial_mask = tile_plans(kernel, mask, operands)
+    rows, classes = kept.flatten(0, 1).numpy(), prod(mask.order)
+    found = ((range(i, i + 1), routed(plan, rows[i], classes)) for heads, plan in plans for i in heads if rows[i].any())
+    # Masks of tiles are kept from call to call; those of another call's rows are not this one's.
+    return list(found), replace(partial_mask, made=Kept())
 
 
 def tile_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands) -> tuple[Plans, TileMask]:

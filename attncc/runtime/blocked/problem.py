@@ -12,7 +12,8 @@ from attncc.passes.tiles import BoundMask, Shape, bind
 from attncc.runtime.blocked.attention import Problem
 from attncc.runtime.blocked.banded import band_plans
 from attncc.runtime.blocked.formulas import pointwise, score_map
-from attncc.runtime.blocked.listed import tile_plans
+from attncc.runtime.blocked.listed import routed_plans, tile_plans
+from attncc.runtime.blocked.routed import read_rows
 from attncc.runtime.blocked.workers import capturing
 from attncc.runtime.operands import Operands
 
@@ -35,11 +36,12 @@ def _problem(kernel: KernelPlan, operands: Operands) -> Problem:
     if not prod(q.shape[:3]) or not prod(k.shape[:3]):
         return nothing
     mask = _bound(kernel, operands.query, operands.key)
-    bands = band_plans(kernel, mask, operands)
+    kept = read_rows(graph, operands)
+    bands = band_plans(kernel, mask, operands, kept)
     if bands is not None:
-        return replace(nothing, plans=bands)
-    plans, partial_mask = tile_plans(kernel, mask, operands)
-    return replace(nothing, plans=plans, mask=partial_mask)
+        return replace(nothing, plans=bands, whole=kept is None)
+    plans, partial_mask = tile_plans(kernel, mask, operands) if kept is None else routed_plans(kernel, mask, operands, kept)
+    return replace(nothing, plans=plans, mask=partial_mask, whole=kept is None)
 
 
 @lru_cache(maxsize=64)

@@ -65,6 +65,12 @@ class Strip:
         axis0 = slice(self.tiles[0].q.start, self.tiles[-1].q.stop, self.plan.step)
         return (slice(self.heads.start, self.heads.stop), axis0, *(_slice(t.q) for t in self.rest))
 
+    @property
+    def tokens(self) -> Tensor | None:
+        """Tokens of the strip's queries where they are routed rows."""
+        routed = self.plan.tokens
+        return None if routed is None else routed[self.tiles[0].q.start : self.tiles[-1].q.stop]
+
     def keys(self, heads: slice) -> tuple[slice, ...]:
         """Index of the strip's keys into [B * Hk, *key_grid, width]."""
         live = [t.k for t in self.tiles if t.k]
@@ -101,13 +107,26 @@ class LoadedStrip:
         self.key_width = math.prod(len(t.k) for t in strip.rest)
         self._results: list[tuple[Tensor, Tensor]] = []
         self._sums: list[tuple[Tensor, Tensor]] = []
-        grid, key_grid = strip.plan.grid, strip.plan.key_grid
-        index = strip.rows()
-        self.rows = {name: self._load(name, split_tokens(x, grid)[index]) for name, x in operands.rows.items()}
-        self.rows |= {name: self._result(name, split_tokens(x, grid)[index]) for name, x in operands.results.items()}
+        self._routed: list[tuple[Tensor, Tensor]] = []
+        self.rows = {name: self._load(name, self._rows(x)) for name, x in operands.rows.items()}
+        self.rows |= {name: self._row_result(name, x) for name, x in operands.results.items()}
+        key_grid = strip.plan.key_grid
         places = {name: strip.keys(operands.key_heads(name, strip.heads)) for name in (*operands.keys, *operands.sums)}
         self.keys = {name: self._load(name, split_tokens(x, key_grid)[places[name]]) for name, x in operands.keys.items()}
         self.keys |= {name: self._sum(name, split_tokens(x, key_grid)[places[name]]) for name, x in operands.sums.items()}
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """The strip's part of a row tensor: a view, but for routed rows, which are gathered."""
+        if self.strip.tokens is None:
+            return split_tokens(x, self.strip.plan.grid)[self.strip.rows()]
+        return x[self.strip.heads.start : self.strip.heads.stop].index_select(1, self.strip.tokens)
+
+    def _row_result(self, name: str, x: Tensor) -> Tensor:
+        if self.strip.tokens is None:
+            return self._result(name, self._rows(x))
+        target = x[self.strip.heads.start : self.strip.heads.stop]
+        self._routed.append((target, self.rules.scratch(name, (len(target), len(self.strip.tokens), x.shape[-1]))))
+        return self._routed[-1][1]
 
     def _is_matrix(self, x: Tensor) -> bool:
         return x.dim() == 3 and x.dtype == self.rules.dtype
@@ -132,6 +151,9 @@ class LoadedStrip:
         """Bring row results to their places."""
         for target, copy in self._results:
             target.copy_(copy)
+        for target, copy in self._routed:
+            assert self.strip.tokens is not None
+            target.index_copy_(1, self.strip.tokens, copy.to(target.dtype))
 
     def add_sums(self) -> None:
         """Add the key-side sums; strips that share keys must not do so at once."""
@@ -159,13 +181,14 @@ class LoadedStrip:
 
     def _place(self, tile: AxisTile, a: int, b: int) -> Place:
         shape = (self.strip.heads, self.strip.rest, tile.q.start % tile.q.step, tile.k.start - tile.q.start, len(tile.q), a, b)
-        return Place(partial(self._where, tile, a, b), shape)
+        return Place(partial(self._where, tile, a, b), shape if self.strip.plan.tokens is None else None)
 
     def _where(self, tile: AxisTile, a: int, b: int) -> Where:
         device, query_heads = self.rules.like.device, self.operands.heads[0]
         h = torch.arange(self.strip.heads.start, self.strip.heads.stop, device=device)[:, None, None]
         tiles = (tile, *self.strip.rest)
-        q = flat_tokens([t.q for t in tiles], self.strip.plan.grid, device)[:, None]
+        q = flat_tokens([t.q for t in tiles], self.strip.plan.grid, device)
+        q = (q if self.strip.plan.tokens is None else self.strip.plan.tokens[q])[:, None]
         k = flat_tokens([t.k for t in tiles], self.strip.plan.key_grid, device)[a:b]
         return Where(h // query_heads, h % query_heads, q, k)
 
