@@ -34,7 +34,7 @@ def read_rows(graph: Graph, operands: Operands) -> Tensor | None:
 
 
 def rows_to_erase(graph: Graph, operands: Operands, joined: bool) -> Tensor | None:
-    """Which rows are kept, where more than these were computed: a device's host would have to wait for it, or all are `joined` by a sink."""
+    """Which rows are kept, where more than these are written: by an engine that the host would have to wait for, or `joined` by a sink."""
     return _kept_rows(graph, operands) if joined or not host_reads(operands.q.device) else None
 
 
