@@ -65,6 +65,7 @@ NORMALIZERS = {
     "softmax, sink by query, lse": (normalizers.Softmax(sink="per_batch_query"), ("output", "lse")),
     "softmax, key and value": (normalizers.Softmax(sink="key_value"), ("output", "lse")),
     "squared relu over allowed": (normalizers.ReLU(power=2, divisor="allowed"), ("output",)),
+    "softplus ratio, lse": (normalizers.PositiveRatio(row_scale="per_query"), ("output", "lse")),
 }
 GATES = {
     "none": None,

@@ -13,6 +13,7 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
 from tests.oracle import concrete, dense_mask, random_inputs
+from tests.oracle.attention import POSITIVE
 
 Json = dict[str, Any]
 Grid = tuple[int, ...]
@@ -337,7 +338,16 @@ def alibis(heads: int) -> SearchStrategy[Json]:
 
 
 SINKS = (None, None, 0.0, -3.0, 40.0, "per_head", "per_query", "per_batch_query", "key_value")
+RATIOS: SearchStrategy[Json] = st.fixed_dictionaries(
+    {
+        "kind": st.just("positive_ratio"),
+        "weight": st.sampled_from(list(POSITIVE)),
+        "row_scale": st.sampled_from([None, "per_query", "per_head_query", [0.5, 1.0]]),
+        "epsilon": st.sampled_from([0.0, 1e-8, 0.5]),
+    }
+)
 NORMALIZERS: SearchStrategy[Json] = st.one_of(
+    RATIOS,
     st.just({"kind": "softmax"}),
     st.fixed_dictionaries({"kind": st.just("softmax"), "sink": st.sampled_from(SINKS)}),
     st.fixed_dictionaries(
@@ -409,17 +419,19 @@ def _spelled(draw: DrawFn, setting: Setting) -> tuple[list[int | None], list[int
 
 @st.composite
 def _extras(draw: DrawFn, setting: Setting, heads: int, sizes: Sizes, dtypes: Sequence[str]) -> Json:
-    normalizer = draw(NORMALIZERS)
-    softmax = normalizer["kind"] == "softmax"
+    normalizer, scores = draw(NORMALIZERS), draw(score_maps(setting, heads))
+    divides = normalizer["kind"] in ("softmax", "positive_ratio")
+    if normalizer["kind"] == "positive_ratio" and any(score["kind"] == "alibi" for score in scores):
+        normalizer |= {"epsilon": 1e-8}  # of far keys alone no float32 is left
     return {
         "key_heads": draw(_maybe(st.sampled_from(_divisors(heads)))),
         "value_heads": draw(_maybe(st.sampled_from(_divisors(heads)))),
         "head_dim": draw(st.sampled_from(sizes.head_dims)),
         "value_dim": draw(_maybe(st.sampled_from(sizes.head_dims))),
         "dtype": draw(st.sampled_from(dtypes)),
-        "scores": draw(score_maps(setting, heads)),
+        "scores": scores,
         "normalizer": normalizer,
         "gate": draw(_maybe(GATES)),
         "routing": draw(st.none() | st.none() | routings(heads)) if sizes.routing else None,
-        "outputs": ["output", "lse"] if softmax and draw(st.booleans()) else ["output"],
+        "outputs": ["output", "lse"] if divides and draw(st.booleans()) else ["output"],
     }

@@ -129,7 +129,9 @@ class Dense:
         lines = [f"p = torch.where(keep, {self._code(facts.weights['weight'])}, 0.0)"]
         if facts.row_class == "pointwise":
             return [*lines, "o = p @ v" if facts.divisor is None else f"o = p @ v / {self._code(facts.divisor)}"]
-        lines += ["l = p.sum(3)" if facts.row_class == "ratio" else "l = keep.expand(s.shape).sum(3)", "lse = torch.log(l)"]
+        total = "l = keep.expand(s.shape).sum(3)" if facts.row_class == "mean" else "l = p.sum(3)"
+        more = "" if facts.sink is None else f" + math.exp({self._code(facts.sink)})"
+        lines += [total + more, "lse = torch.log(l)"]
         return [*lines, "o = p @ v / torch.where(l == 0, 1, l)[..., None]"]
 
     def _sink(self) -> list[str]:

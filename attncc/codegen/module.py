@@ -117,9 +117,10 @@ def _summary(facts: Facts, kernel: KernelPlan) -> list[str]:
 
 
 def _imports(facts: Facts) -> list[str]:
+    math = facts.boxes or (facts.sink is not None and not facts.softmax)
     boxes = ["from triton.tools.tensor_descriptor import TensorDescriptor"] if facts.boxes else []
     return [
-        *(["import math", ""] if facts.boxes else []),
+        *(["import math", ""] if math else []),
         "import torch",
         "import triton",
         "import triton.language as tl",

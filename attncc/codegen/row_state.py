@@ -8,6 +8,7 @@ from attncc.codegen import grid
 from attncc.codegen.expressions import code
 from attncc.codegen.facts import Chunk
 from attncc.codegen.visit import LOG2E, Visit, kv_head
+from attncc.ir.expr import Op, apply
 
 LN2 = 0.6931471805599453
 TINY = 1.1754943508222875e-38
@@ -24,7 +25,10 @@ class RowState:
         """The state of no keys; with a sink, the state of that key alone."""
         facts, rows = self.visit.facts, self.visit.facts.q_rows
         zeros = f"tl.zeros([{rows}], tl.float32)"
-        if facts.sink is None:
+        if facts.sink is not None and not facts.softmax:
+            total = code(apply(Op.EXP, facts.sink), self.visit.names("", ""))
+            state = {"l": f"{zeros} + {total}  # spec: normalizer.epsilon"}
+        elif facts.sink is None:
             state = {"m": f'tl.full([{rows}], float("-inf"), tl.float32)', "l": zeros}
         else:
             logit = code(facts.sink * LOG2E, self.visit.names("", ""))

@@ -345,7 +345,8 @@ class Visit:
         if self.facts.row_class == "pointwise":
             return []
         if self.facts.row_class == "ratio":
-            return ["l += tl.sum(p, 1)"]
+            rounded = "p = p.to(v.dtype.element_ty)  # before they are added up: the weights that meet the values are those of a mean"
+            return [*([] if self.facts.dtype == "float32" else [rounded]), "l += tl.sum(p.to(tl.float32), 1)"]
         every = f"l += {float(self.facts.k_rows)}"
         if not self._masked():
             return [every]

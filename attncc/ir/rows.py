@@ -28,8 +28,9 @@ class Normalizer:
     """What a normalizer means, as expressions.
 
     `weight`, of the score `s`, is the weight itself (pointwise, mean) or its numerator (ratio, softmax). `shift` maps scores before
-    that. `divisor`, of positions, divides pointwise rows. `sink` is the logit of a key beside those of the mask, in the denominator of
-    a softmax; where it reads `z` it is the score of the run-time key `k_bias`, whose value is `v_bias`; else its value is 0.
+    that. `divisor`, of positions, divides pointwise rows. `sink` is the logit of a key beside those of the mask: its exponential joins
+    the denominator of a ratio or softmax. Where it reads `z` it is the score of the run-time key `k_bias`, whose value is `v_bias`; else
+    its value is 0.
     """
 
     row_class: RowClass

@@ -119,6 +119,8 @@ def _weights(n: Node, inputs: list[Any], place: _Place) -> _Weights:
         divisor = n.get("divisor")
         return _Weights(weights if divisor is None else weights / place.evaluate(divisor))
     total = (weights if n["row_class"] == "ratio" else allowed.to(weights.dtype)).sum(3, keepdim=True)
+    if n.get("sink") is not None:
+        total = total + _kept(n, allowed, place) * place.evaluate(n["sink"]).exp()
     return _Weights(weights / total.masked_fill(total == 0.0, 1.0), total.log()[..., 0])
 
 
@@ -127,9 +129,7 @@ def _softmax(n: Node, inputs: list[Any], place: _Place) -> _Weights:
     scores, allowed = inputs[0]
     if n.get("sink") is not None:
         sink = place.evaluate(n["sink"], z=inputs[-1]).to(scores.dtype).expand(*scores.shape[:3], 1)
-        route = n.inputs[0]
-        kept = place.evaluate(route["rows"]) if route.op is GraphOp.ROUTE else torch.ones_like(allowed[..., :1])
-        scores, allowed = torch.cat([scores, sink], 3), torch.cat([allowed, kept.expand(sink.shape)], 3)
+        scores, allowed = torch.cat([scores, sink], 3), torch.cat([allowed, _kept(n, allowed, place)], 3)
     kept = scores.masked_fill(~allowed, -math.inf)
     # A row without a key has other scores until its weights are erased: the softmax of nothing is NaN, and so are its gradients.
     empty = (kept == -math.inf).all(3, keepdim=True)
@@ -137,6 +137,13 @@ def _softmax(n: Node, inputs: list[Any], place: _Place) -> _Weights:
     lse = torch.logsumexp(kept, 3).masked_fill(empty[..., 0], -math.inf)
     weights = torch.softmax(kept, 3).masked_fill(empty, 0.0)
     return _Weights(weights, lse) if n.get("sink") is None else _Weights(weights[..., :-1], lse, weights[..., -1:])
+
+
+def _kept(n: Node, allowed: Tensor, place: _Place) -> Tensor:
+    """Which rows a sink joins: all but those that are not routed, `[B, H, Nq, 1]`."""
+    route = n.inputs[0]
+    kept = place.evaluate(route["rows"]) if route.op is GraphOp.ROUTE else torch.ones((), dtype=torch.bool, device=allowed.device)
+    return kept.expand(*allowed.shape[:3], 1)
 
 
 def _combine(n: Node, inputs: list[Any], place: _Place) -> Tensor:

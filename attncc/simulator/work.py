@@ -23,7 +23,7 @@ Cost = tuple[float, float, float]
 
 COSTS: dict[Op, Cost] = {
     Op.DIV: (1, 2, 0), Op.EXP: (1, 1, 0), Op.LOG: (1, 1, 0), Op.SQRT: (1, 1, 0), Op.TANH: (2, 4, 1), Op.SIGMOID: (2, 2, 0),
-    Op.SOFTPLUS: (2, 4, 1), Op.ERF: (1, 10, 0), Op.POW: (2, 3, 0), Op.LOAD: (0, 0, 3), Op.RANGE_MIN: (0, 0, 3), Op.RANGE_MAX: (0, 0, 3),
+    Op.SOFTPLUS: (3, 6, 2), Op.ERF: (1, 10, 0), Op.POW: (2, 3, 0), Op.LOAD: (0, 0, 3), Op.RANGE_MIN: (0, 0, 3), Op.RANGE_MAX: (0, 0, 3),
     Op.FLOORDIV: (0, 0, 4), Op.MOD: (0, 0, 5), Op.MIN: (0, 0, 1), Op.MAX: (0, 0, 1), Op.LT: (0, 0, 1), Op.LE: (0, 0, 1),
     Op.EQ: (0, 0, 1), Op.NE: (0, 0, 1), Op.SELECT: (0, 0, 1), Op.RELU: (0, 0, 1), Op.FLOAT: (0, 0, 1),
 }  # fmt: skip

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from attncc.ir.expr import Expr, Kind, Op, Table, apply, const, load, maximum, var
+from attncc.ir.derivatives import derivative
+from attncc.ir.expr import Expr, Kind, Op, Table, apply, const, load, maximum, minimum, var, variables
+from attncc.ir.intervals import interval
 from attncc.ir.rows import BIAS_SCORE, SCORE, Normalizer, RowClass
+from attncc.ir.text import parse
 from attncc.spec.model import Grid, Part
 
 SINKS: dict[str, tuple[str, ...]] = {"per_head": ("H",), "per_query": ("H", "NQ"), "per_batch_query": ("B", "H", "NQ")}
@@ -89,8 +93,77 @@ class ReLU(Part):
     def _divisor(self, grid: Grid) -> Expr | None:
         if self.divisor is None:
             return None
-        keys = grid.tokens("k") if self.divisor == "keys" else maximum(grid.flat("q") + grid.offset + 1, 1)
-        return apply(Op.FLOAT, keys)
+        return apply(Op.FLOAT, grid.tokens("k") if self.divisor == "keys" else _place(grid))
 
 
-NormalizerSpec = Annotated[Softmax | Sigmoid | ReLU, Field(discriminator="kind")]
+class PositiveRatio(Part):
+    """w(s) / (epsilon + sum w(s)) over the keys a query sees, for a weight w >= 0 other than exp; LSE is the log of the denominator.
+
+    `weight`: "softplus" (LSSA, arXiv 2501.13428), "sigmoid" or "elu_plus_one" (Gu et al., arXiv 2410.10781), or a formula in `s`,
+    such as "exp(min(s, 4)) + 0.1", of `+ - * /`, comparisons, `min max abs select exp log sqrt tanh sigmoid softplus erf relu pow`; it
+    must be provably at least 0. `row_scale` multiplies scores by c before that: (a, b) for c = a log(t) + b with t = q + Nk - Nq + 1 (at
+    least 1), or the run-time input `row_scale`, float32 with a gradient, `[Nq]` "per_query" or `[H, Nq]` "per_head_query".
+
+    No maximum is taken off, so a row whose weights all vanish in float32 (or in float16, which they are rounded to) is 0.
+    """
+
+    kind: Literal["positive_ratio"] = "positive_ratio"
+    weight: str = "softplus"
+    row_scale: tuple[float, float] | Literal["per_query", "per_head_query"] | None = None
+    epsilon: float = Field(default=0.0, ge=0)
+
+    @field_validator("weight")
+    @classmethod
+    def _positive(cls, text: str) -> str:
+        positive_weight(text)
+        return text
+
+    def record(self, grid: Grid) -> Normalizer:
+        scale = self._scale(grid)
+        shift = None if scale is None else SCORE * scale
+        sink = const(math.log(self.epsilon)) if self.epsilon else None
+        return Normalizer(RowClass.RATIO, positive_weight(self.weight), shift=shift, sink=sink)
+
+    def _scale(self, grid: Grid) -> Expr | None:
+        if self.row_scale is None:
+            return None
+        if isinstance(self.row_scale, tuple):
+            slope, start = self.row_scale
+            return apply(Op.LOG, apply(Op.FLOAT, _place(grid))) * slope + start
+        if self.row_scale == "per_query":
+            return load(Table("row_scale", Kind.FLOAT, ("NQ",)), grid.flat("q"))
+        return load(Table("row_scale", Kind.FLOAT, ("H", "NQ")), var("h"), grid.flat("q"))
+
+
+NormalizerSpec = Annotated[Softmax | Sigmoid | ReLU | PositiveRatio, Field(discriminator="kind")]
+
+
+def _place(grid: Grid) -> Expr:
+    """1 + the query's place among the keys, at least 1."""
+    return maximum(grid.flat("q") + grid.offset + 1, 1)
+
+
+WEIGHTS = {
+    "softplus": apply(Op.SOFTPLUS, SCORE),
+    "sigmoid": apply(Op.SIGMOID, SCORE),
+    "elu_plus_one": apply(Op.RELU, SCORE) + apply(Op.EXP, minimum(SCORE, 0.0)),
+}
+"""Weights of a positive ratio by name."""
+
+
+def positive_weight(text: str) -> Expr:
+    """The weight that a name or a formula says.
+
+    Raises:
+        ValueError: no formula in s, one without a derivative, or one that may be negative for all that intervals prove.
+    """
+    if text in WEIGHTS:
+        return WEIGHTS[text]
+    weight = parse(text, {"s": SCORE})
+    if weight.kind is not Kind.FLOAT or "s" not in variables(weight):
+        raise ValueError(f"must be one of {', '.join(WEIGHTS)} or a formula in the score s")
+    derivative(weight, SCORE)
+    low = interval(weight, {"s": (const(-math.inf), const(math.inf))})[0]
+    if low.op is not Op.CONST or low.value < 0:
+        raise ValueError(f"{text!r} may be negative for all that its parts prove; put the whole into relu(..), abs(..) or exp(..)")
+    return weight

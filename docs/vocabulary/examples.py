@@ -63,6 +63,7 @@ NORMALIZERS = (
     Example(normalizers.Softmax(sink="per_head")),
     Example(normalizers.Sigmoid(bias="minus_log_keys")),
     Example(normalizers.ReLU(power=2, divisor="keys")),
+    Example(normalizers.PositiveRatio(weight="softplus", row_scale=(1.0, 0.5))),
 )
 ROUTING = (
     Example(routing.MixtureOfHeads(shared=2, top_k=4)),

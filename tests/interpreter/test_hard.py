@@ -99,6 +99,19 @@ HARD: dict[str, Run] = {
         predicate("(q + k) % 5 > q // 8"), [40], normalizer={"kind": "relu", "power": 2.0, "divisor": "allowed"}
     ),
     "relu over its place": run(LAST, [40], key_tokens=[23], normalizer={"kind": "relu", "power": 1.5, "divisor": "position"}),
+    "a ratio, rows without keys": run(
+        LAST, [40], key_tokens=[23], outputs=BOTH, normalizer={"kind": "positive_ratio", "row_scale": [0.5, 1.0]}
+    ),
+    "a ratio of far keys alone": run(
+        predicate("k + 24 < q"), [60], scores=[{"kind": "alibi", "slopes": [0.7]}], normalizer={"kind": "positive_ratio"}, outputs=BOTH
+    ),
+    "a ratio in classes": run(
+        neighborhood([3, 2], dilation=[3, 2]), [11, 7], (4, 4), (2, 8), outputs=BOTH, heads=2,
+        normalizer={"kind": "positive_ratio", "weight": "elu_plus_one", "row_scale": "per_head_query", "epsilon": 0.5},
+    ),
+    "a ratio of one's own": run(
+        predicate("(q + k) % 5 > q // 8"), [40], normalizer={"kind": "positive_ratio", "weight": "exp(min(s, 3.0)) + 0.25"}, outputs=BOTH
+    ),
     "floors of negative numbers": run(predicate("(q - 5) // 4 == (k - 5) // 4 or (q - k) % 7 == 3"), [40]),
     "negative divisors": run(predicate("(q - k) // (-3) > 1 or (k - q) % (-4) == -1"), [40]),
     "a head decides": run(predicate("(k - q) % (h + 2) == h"), [40], heads=3),

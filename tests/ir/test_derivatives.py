@@ -139,6 +139,7 @@ FORMULAS: dict[str, Expr] = {
     "relu": normalizers.ReLU().record(LINE).weight,
     "squared relu": normalizers.ReLU(power=2).record(LINE).weight,
     "relu to the power 1.5": normalizers.ReLU(power=1.5).record(LINE).weight,
+    **normalizers.WEIGHTS,
     "silu": gates.Output(activation="silu").expression(),
     **{name: make(S) for name, make in {**SMOOTH, **KINKED}.items()},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,11 @@ def _normalize(normalizer: Spec, s: Tensor, allowed: Tensor, at: Indices, inputs
         case "relu":
             weights = torch.relu(s).masked_fill(~allowed, 0.0) ** normalizer.get("power", 1.0)
             return weights / _divisor(normalizer.get("divisor"), s, allowed, at), {}
+        case "positive_ratio":
+            weights = POSITIVE[normalizer.get("weight", "softplus")](s * _row_scale(normalizer.get("row_scale"), at, inputs).to(s))
+            weights = weights.masked_fill(~allowed, 0.0)
+            total = weights.sum(dim=-1) + normalizer.get("epsilon", 0.0)
+            return weights / torch.where(total == 0, 1.0, total)[..., None], {"lse": total.log()}
         case "softmax":
             # The softmax of -inf alone is NaN, so an empty row keeps its finite scores and is erased afterwards;
             # that stops its gradients too.
@@ -170,6 +176,26 @@ def _chosen(routing: Spec, output: Tensor, inputs: Inputs) -> tuple[Tensor, Tens
     always = torch.zeros_like(chosen)
     always[:, :shared] = True
     return chosen | always, factor
+
+
+POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": lambda s: torch.logaddexp(s, torch.zeros_like(s)),
+    "sigmoid": torch.sigmoid,
+    "elu_plus_one": lambda s: torch.nn.functional.elu(s) + 1,
+    "exp(min(s, 3.0)) + 0.25": lambda s: torch.exp(s.clamp(max=3.0)) + 0.25,
+    "select(s > 1, sqrt(abs(s) + 2), abs(tanh(s)))": lambda s: torch.where(s > 1, (s.abs() + 2).sqrt(), torch.tanh(s).abs()),
+    "pow(abs(s) + 1, 1.5)": lambda s: (s.abs() + 1) ** 1.5,
+}
+"""Weights of a positive ratio; for those given as formulas, what the formula means."""
+
+
+def _row_scale(scale: Any, at: Indices, inputs: Inputs) -> Tensor:
+    """What scores of a row are multiplied by, ``[.., Nq, 1]``."""
+    if scale is None:
+        return torch.ones(())
+    if isinstance(scale, str):
+        return inputs["row_scale"][..., None]
+    return torch.from_numpy(scale[0] * np.log(np.maximum(at["q"] + at["nk"] - at["nq"] + 1, 1)) + scale[1])
 
 
 def _divisor(kind: str | None, s: Tensor, allowed: Tensor, at: Indices) -> Tensor:

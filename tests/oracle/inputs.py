@@ -79,7 +79,8 @@ def _normalizer_inputs(spec: Spec, values: Sequence[int]) -> dict[str, list[Any]
     normalizer, heads, queries = spec.get("normalizer", {}), spec["heads"], math.prod(spec["tokens"])
     bias = {"per_head": [heads], "per_batch_head": ["b", heads]}.get(normalizer.get("bias"))
     sink = {"per_head": [heads], "per_query": [heads, queries], "per_batch_query": ["b", heads, queries]}.get(normalizer.get("sink"))
-    shapes: dict[str, Any] = {"sigmoid_bias": bias, "sink": sink}
+    scale = {"per_query": [queries], "per_head_query": [heads, queries]}.get(str(normalizer.get("row_scale")))
+    shapes: dict[str, Any] = {"sigmoid_bias": bias, "sink": sink, "row_scale": scale}
     if normalizer.get("sink") == "key_value":
         shapes |= {"k_bias": [spec.get("key_heads") or heads, spec["head_dim"]], "v_bias": [values[1], values[3]]}
     return {name: shape for name, shape in shapes.items() if shape}

@@ -97,6 +97,26 @@ CASES: dict[str, tuple[Json, list[int]]] = {
              normalizer={"kind": "relu", "divisor": "position"}),
         [30, 20],
     ),
+    "softplus ratio": (
+        spec([150], key_tokens=[37], mask={"kind": "causal", "align": "bottom_right"}, outputs=WITH_LSE,
+             normalizer={"kind": "positive_ratio", "weight": "softplus", "row_scale": [0.5, 1.0]}, gate=GATE),
+        [],
+    ),
+    "sigmoid ratio": (
+        spec([None, 7], normalizer={"kind": "positive_ratio", "weight": "sigmoid", "row_scale": "per_head_query", "epsilon": 0.25},
+             mask=SEGMENTS, outputs=WITH_LSE, heads=4, key_heads=2, scores=[{"kind": "scale", "value": -0.5}]),
+        [6],
+    ),
+    "elu ratio": (
+        spec([11, 13], mask=neighborhood([3, 5], [1, 2], [3, 2], [False, True]), scores=[{"kind": "softcap", "cap": 0.2}],
+             normalizer={"kind": "positive_ratio", "weight": "elu_plus_one", "row_scale": "per_query"}),
+        [],
+    ),
+    "a ratio of one's own": (
+        spec([60], mask={"kind": "predicate", "text": "(q + k) % 5 > q // 8"}, outputs=WITH_LSE,
+             normalizer={"kind": "positive_ratio", "weight": "select(s > 1, sqrt(abs(s) + 2), abs(tanh(s)))"}),
+        [],
+    ),
     "gate": (spec([140], gate=GATE, mask=CAUSAL, outputs=WITH_LSE), []),
     "gate by head": (spec([30], gate={**GATE, "granularity": "headwise", "activation": "silu"}), []),
     "mixture of heads": (

@@ -111,6 +111,44 @@ def test_divisors_of_relu() -> None:
     assert rows["position"] == [0, 0, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 1e-8])
+@pytest.mark.parametrize("scale", [1.0, -60.0])
+@pytest.mark.parametrize("weight", [*normalizers.WEIGHTS, "exp(min(s, 3)) + 1"])
+def test_a_ratio_is_finite(weight: str, scale: float, epsilon: float) -> None:
+    """Rows without a key, scores far below zero and far above; the LSE of a row without a key is that of epsilon alone."""
+    q, k, v = tensors()
+    ratio = normalizers.PositiveRatio(weight=weight, epsilon=epsilon)
+    out, lse = kernel(ratio, scores=(scores.Scale(value=scale),), outputs=("output", "lse"))(q, k, v)
+    assert not out[:, :, :2].any() and out.isfinite().all()
+    assert torch.equal(lse[:, :, :2].exp(), torch.full((2, 2, 2), epsilon).log().exp())
+    (out.square().sum() + lse[:, :, 2:].clamp(min=-50).sum()).backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
+    assert q.grad is not None and not q.grad[:, :, :2].any()
+
+
+def test_a_row_whose_weights_all_vanish_is_zero() -> None:
+    """softplus(-200) is no float32."""
+    q, k, v = tensors()
+    ratio = normalizers.PositiveRatio(row_scale=(0.0, -1.0))
+    made = kernel(ratio, masks.Full(), scores=(scores.Scale(value=0.0), scores.Alibi(slopes=(-100.0, -100.0))), outputs=("output", "lse"))
+    out, lse = made(q, k, v)
+    out.sum().backward()
+    assert not out[:, :, 0, :].isnan().any() and bool((lse == -math.inf).any())
+    assert not out[lse == -math.inf].any() and all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
+
+
+def test_ratios_by_hand() -> None:
+    q, k, v = tensors()
+    s = q @ k.mT / 2
+    place = torch.arange(1, 8).clamp(min=3)[:, None] - 2.0
+    weights = torch.nn.functional.softplus(s * (0.5 * place.log() + 2))
+    want = weights / weights.sum(-1, keepdim=True) @ v
+    torch.testing.assert_close(kernel(normalizers.PositiveRatio(row_scale=(0.5, 2.0)), masks.Full())(q, k, v), want)
+    weights = torch.nn.functional.elu(s) + 1
+    want = weights / (weights.sum(-1, keepdim=True) + 0.5) @ v
+    torch.testing.assert_close(kernel(normalizers.PositiveRatio(weight="elu_plus_one", epsilon=0.5), masks.Full())(q, k, v), want)
+
+
 def test_one_token() -> None:
     q = torch.randn(1, 1, 1, 4, requires_grad=True)
     made = attncc.compile(
@@ -127,6 +165,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "power below one": ({"kind": "relu", "power": 0.5}, "power"),
     "power too large": ({"kind": "relu", "power": 17}, "power"),
     "divisor": ({"kind": "relu", "divisor": "length"}, "divisor"),
+    "weight unknown": ({"kind": "positive_ratio", "weight": "soft"}, "weight"),
+    "weight without a score": ({"kind": "positive_ratio", "weight": "exp(1.0)"}, "weight"),
+    "weight that is a mask": ({"kind": "positive_ratio", "weight": "s > 1.0"}, "weight"),
+    "weight of code": ({"kind": "positive_ratio", "weight": "__import__('os').getpid() + s"}, "weight"),
+    "weight below zero": ({"kind": "positive_ratio", "weight": "s * s"}, "weight"),
+    "weight without a derivative": ({"kind": "positive_ratio", "weight": "pow(2.0, s)"}, "weight"),
+    "row_scale": ({"kind": "positive_ratio", "row_scale": "per_key"}, "row_scale"),
+    "row_scale of three": ({"kind": "positive_ratio", "row_scale": [1, 2, 3]}, "row_scale"),
+    "epsilon": ({"kind": "positive_ratio", "epsilon": -1e-9}, "epsilon"),
     "unknown key": ({"kind": "relu", "sink": 0.0}, "sink"),
 }
 
@@ -134,7 +181,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_fields_are_refused_by_name(name: str) -> None:
     normalizer, field = BAD[name]
-    with pytest.raises(ValueError, match=rf"normalizer\.(softmax|sigmoid|relu)\.{field}"):
+    with pytest.raises(ValueError, match=rf"normalizer\.(softmax|sigmoid|relu|positive_ratio)\.{field}"):
         AttentionSpec.model_validate({"tokens": 8, "heads": 1, "head_dim": 4, "normalizer": normalizer})
 
 

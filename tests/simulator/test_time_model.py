@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attncc
-from attncc import AttentionSpec, masks, scores
+from attncc import AttentionSpec, masks, normalizers, scores
 from attncc.errors import InputError
 from attncc.pipeline import plan
 from attncc.simulator import constants, machine, predict, work
@@ -89,6 +89,18 @@ def test_work_of_a_tile() -> None:
     assert tiles.full.cache == 2 * 128 * 128 * 2
     assert tiles.partial.integer > tiles.full.integer
     assert replace(tiles.partial, integer=0.0) == replace(tiles.full, integer=0.0)
+
+
+def test_sums_and_counts_cost() -> None:
+    def kernel(normalizer: Any) -> Any:
+        return plan(line(normalizer=normalizer, mask=masks.Causal()), "h100", (128,), (128,)).kernels[0]
+
+    ratio, plain = (work.score_work(kernel(n)) for n in (normalizers.PositiveRatio(weight="sigmoid"), normalizers.Sigmoid()))
+    assert replace(ratio, fma=ratio.fma - 1) == plain
+    assert work.score_work(kernel(normalizers.PositiveRatio())).exp > ratio.exp
+    mean, relu = (kernel(normalizers.ReLU(divisor=divisor)) for divisor in ("allowed", None))
+    assert work.score_work(mean) == work.score_work(relu)
+    assert work.mask_work(mean).fma == work.mask_work(relu).fma + 1
 
 
 def test_score_maps_and_predicates_cost() -> None:
