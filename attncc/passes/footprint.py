@@ -32,7 +32,7 @@ BARRIERS = 2048
 
 @dataclass(frozen=True)
 class Comfort:
-    """What a matrix unit leaves a thread: tiles may take `registers` of it, each score map costs `maps` registers a score.
+    """What a matrix unit leaves a thread: tiles may take `registers` of it, score maps and long weights cost `maps` registers a score.
 
     `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
     is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
@@ -155,12 +155,20 @@ def _values(body: Graph) -> list[Expr]:
     return [*(n["value"] for n in body.find(GraphOp.MAP)), *(n["residual"] for n in body.find(GraphOp.MASK))]
 
 
+def _long_weight(body: Graph) -> bool:
+    """Whether the formula of a weight keeps more than a score on the way, as every score map does."""
+    weights = body.find(GraphOp.WEIGHTS)[0]
+    return weights["row_class"] != "softmax" and any(
+        n.op in (Op.SOFTPLUS, Op.POW, Op.SELECT, Op.EXP, Op.TANH) for n in nodes(weights["weight"])
+    )
+
+
 def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     """32-bit registers of one thread that tiles take: scores, weights, accumulators, and queries where they stand in registers."""
     key_width, value_width = widths(body)
     size = element_bytes(body)
     scores = c.q_rows * c.k_rows
-    maps = len(body.find(GraphOp.MAP))
-    words = scores + scores * size // 4 + c.q_rows * value_width + int(scores * comfort(body, target).maps * bool(maps))
+    steps = bool(body.find(GraphOp.MAP)) + _long_weight(body)
+    words = scores + scores * size // 4 + c.q_rows * value_width + int(scores * comfort(body, target).maps * steps)
     words += c.q_rows * key_width * size // 4 if target.matrix in ("mma", "mfma") else 0
     return words // (c.num_warps * target.warp)

@@ -158,6 +158,20 @@ RUNTIME: tuple[Fault, ...] = (
         ("tests/runtime/test_normalizers.py::test_a_row_with_a_sink_alone",),
     ),
     Fault(
+        "blocked: slopes of a ratio not divided",
+        f"{BLOCKED}/block.py",
+        "weights * lse, slopes * lse",
+        "weights * lse, slopes",
+        (ORACLE, RANDOM),
+    ),
+    Fault(
+        "blocked: every weight taken for one that vanishes",
+        f"{BLOCKED}/formulas.py",
+        "return all(float(x) == 0.0 for x in found)",
+        "return True",
+        (ORACLE, RANDOM),
+    ),
+    Fault(
         "blocked: masked keys counted",
         f"{BLOCKED}/block.py",
         "count -= (mask < 0).sum(-1, keepdim=True)",
