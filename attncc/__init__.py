@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from attncc.passes.plan import Plan
     from attncc.runtime.kernel import Kernel
     from attncc.simulator import Candidate, SpeedupReport, simulate, simulate_many
-    from attncc.spec import gates, masks, normalizers, routing, scores
+    from attncc.spec import gates, loads, masks, normalizers, routing, scores
     from attncc.spec.attention import AttentionSpec
 
 _HOMES = {
@@ -27,6 +27,7 @@ _HOMES = {
     "errors": "attncc",
     "knobs": "attncc",
     "gates": "attncc.spec",
+    "loads": "attncc.spec",
     "masks": "attncc.spec",
     "normalizers": "attncc.spec",
     "routing": "attncc.spec",
@@ -45,6 +46,7 @@ __all__ = [
     "errors",
     "gates",
     "knobs",
+    "loads",
     "masks",
     "normalizers",
     "routing",

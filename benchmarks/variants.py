@@ -9,7 +9,7 @@ from typing import Any
 from attncc.codegen.facts import Facts
 from attncc.codegen.kernel import Kernel
 from attncc.codegen.signature import Specialization, default_specialization
-from attncc.spec import gates, masks, normalizers, scores
+from attncc.spec import gates, loads, masks, normalizers, scores
 from attncc.spec.attention import AttentionSpec
 from benchmarks.covering import Row
 
@@ -67,6 +67,11 @@ NORMALIZERS = {
     "squared relu over allowed": (normalizers.ReLU(power=2, divisor="allowed"), ("output",)),
     "softplus ratio, lse": (normalizers.PositiveRatio(row_scale="per_query"), ("output", "lse")),
 }
+LOADS = {
+    "none": lambda rank: (),
+    "norm, rotary": lambda rank: (loads.QKNorm(weights=True), loads.Rotary(width=12)),
+    "rotary pairs, l2": lambda rank: (loads.Rotary(pairs="interleaved", width=12, align="bottom_right"), loads.QKNorm(norm="l2")),
+}
 GATES = {
     "none": None,
     "sigmoid, elementwise": gates.Output(),
@@ -76,6 +81,7 @@ GATES = {
 FACTORS = {
     "mask": list(MASKS),
     "normalizer": list(NORMALIZERS),
+    "loads": list(LOADS),
     "scores": list(SCORES),
     "head_dim": ["16", "32", "64", "72", "80", "96", "128"],
     "heads": list(HEADS),
@@ -109,6 +115,7 @@ def spec_of(row: Row) -> AttentionSpec:
         "head_dim": int(row["head_dim"]),
         "dtype": row["dtype"],
         "mask": MASKS[row["mask"]](rank),
+        "loads": LOADS[row["loads"]](rank),
         "scores": SCORES[row["scores"]](rank),
         "normalizer": normalizer,
         "gate": GATES[row["gate"]],

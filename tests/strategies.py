@@ -381,6 +381,26 @@ def routings(heads: int) -> SearchStrategy[Json]:
     return st.one_of(mixtures, relu, by_head)
 
 
+def loads(setting: Setting, head_dim: int) -> SearchStrategy[list[Json]]:
+    """Norms and rotations in either order, one or both."""
+    norms = st.fixed_dictionaries(
+        {"kind": st.just("qk_norm"), "norm": st.sampled_from(["rms", "l2"]), "eps": st.sampled_from([1e-6, 0.5]), "weights": st.booleans()}
+    )
+    step = 2 * setting.rank
+    widths = st.sampled_from(range(step, head_dim + 1, step))
+    given = [{}] if setting.rank > 1 else [{}, {"positions": "places", **({} if setting.shared else {"key_positions": "key_places"})}]
+    rotations = st.builds(
+        lambda fields, tables: {"kind": "rotary", **fields, **tables},
+        st.fixed_dictionaries(
+            {"base": st.sampled_from([10000.0, 100.0]), "width": widths, "pairs": st.sampled_from(["half", "interleaved"]),
+             "factor": st.sampled_from([1.0, 0.25]), "align": st.sampled_from(["top_left", "bottom_right"])}
+        ),
+        st.sampled_from(given),
+    )  # fmt: skip
+    both = st.tuples(norms, rotations).flatmap(lambda pair: st.permutations(list(pair)))
+    return st.one_of(norms.map(lambda n: [n]), rotations.map(lambda r: [r]), both) if head_dim >= step else norms.map(lambda n: [n])
+
+
 # ---- whole specs -------------------------------------------------------------------------------------------------------------------
 
 
@@ -423,12 +443,14 @@ def _extras(draw: DrawFn, setting: Setting, heads: int, sizes: Sizes, dtypes: Se
     divides = normalizer["kind"] in ("softmax", "positive_ratio")
     if normalizer["kind"] == "positive_ratio" and any(score["kind"] == "alibi" for score in scores):
         normalizer |= {"epsilon": 1e-8}  # of far keys alone no float32 is left
+    head_dim = draw(st.sampled_from(sizes.head_dims))
     return {
         "key_heads": draw(_maybe(st.sampled_from(_divisors(heads)))),
         "value_heads": draw(_maybe(st.sampled_from(_divisors(heads)))),
-        "head_dim": draw(st.sampled_from(sizes.head_dims)),
+        "head_dim": head_dim,
         "value_dim": draw(_maybe(st.sampled_from(sizes.head_dims))),
         "dtype": draw(st.sampled_from(dtypes)),
+        "loads": draw(st.just([]) | loads(setting, head_dim)),
         "scores": scores,
         "normalizer": normalizer,
         "gate": draw(_maybe(GATES)),

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from attncc import gates, masks, normalizers, routing, scores
+from attncc import gates, loads, masks, normalizers, routing, scores
 from docs.vocabulary.examples import MASKS, SECTIONS
 from docs.vocabulary.page import code, page, picture_name
 
@@ -22,6 +22,7 @@ def test_the_page_is_up_to_date() -> None:
 
 UNIONS = {
     "masks": masks.Mask,
+    "loads": loads.LoadSpec,
     "scores": scores.Score,
     "normalizers": normalizers.NormalizerSpec,
     "routing": routing.Routing,
@@ -42,7 +43,7 @@ def test_every_kind_has_an_example(section: str) -> None:
 
 @pytest.mark.parametrize(("section", "example"), [(s, e) for s, examples in SECTIONS.items() for e in examples], ids=lambda x: str(x)[:40])
 def test_the_line_of_python_makes_the_part(section: str, example: Any) -> None:
-    names = {"masks": masks, "scores": scores, "normalizers": normalizers, "routing": routing, "gates": gates}
+    names = {"masks": masks, "scores": scores, "normalizers": normalizers, "routing": routing, "gates": gates, "loads": loads}
     assert eval(code(section, example.part), names) == example.part  # noqa: S307 (text of our own)
     assert (type(example.part).__doc__ or "").strip(), "what it means is not said"
 

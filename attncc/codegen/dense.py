@@ -8,6 +8,7 @@ from math import prod
 from attncc.codegen.expressions import Names, code
 from attncc.codegen.facts import Facts
 from attncc.codegen.lines import indented
+from attncc.codegen.loads import Loads
 from attncc.ir.expr import Expr, Table
 from attncc.passes.canonicalize import mask_predicate
 
@@ -21,6 +22,10 @@ class Dense:
 
     facts: Facts
 
+    @property
+    def loads(self) -> Loads:
+        return Loads(self.facts)
+
     def names(self) -> Names:
         """Coordinates as broadcastable tensors: b `[B, 1, 1, 1]`, h `[H, 1, 1]`, q `[N, 1]`, k `[M]`."""
         variables = {n: n for n in ("b", "h", "s", "z", "o", "g", *self.facts.open_lengths())}
@@ -32,7 +37,7 @@ class Dense:
 
     def extras(self) -> list[str]:
         """Names of what the formula reads beside q, k and v."""
-        return [*self.facts.tables, *self.facts.open_lengths()]
+        return [*self.facts.tables, *self.facts.load_tables, *self.facts.open_lengths()]
 
     def functions(self) -> list[list[str]]:
         """`allowed`, the mask; `dense`, the whole formula in float64 (quadratic memory); lists of tiles where the kernel reads them."""
@@ -48,7 +53,7 @@ class Dense:
             '    """The same attention as a dense formula in float64."""',
             *indented(self._formula()),
         ]
-        return [HELPERS, mask, dense, *([] if facts.ranges else [self._lists(), COMPRESSED])]
+        return [HELPERS, *self.loads.functions(), mask, dense, *([] if facts.ranges else [self._lists(), COMPRESSED])]
 
     def _formula(self) -> list[str]:
         facts = self.facts
@@ -56,7 +61,7 @@ class Dense:
             f"keep = allowed({', '.join(['q', 'k', *self.extras()])})",
             *(self._coordinates() if facts.maps or facts.sink is not None or facts.divisor is not None else []),
         ]
-        lines.append("q, k, v = q.double(), k.double(), v.double()")
+        lines += ["q, k, v = q.double(), k.double(), v.double()", *self.loads.dense()]
         for operand, heads in zip("kv", facts.heads[1:]):
             if heads != facts.heads[0]:
                 lines.append(f"{operand} = {operand}.repeat_interleave({facts.heads[0] // heads}, 1)")
@@ -192,7 +197,7 @@ class Dense:
         if self.facts.gate:
             shape = [sizes.get(str(n), n) for n in self.facts.gate.inputs[1]["shape"]]
             lines.append(f"gate = random({', '.join(map(str, shape))})")
-        for table in self.facts.tables.values():
+        for table in (*self.facts.tables.values(), *self.facts.load_tables.values()):
             dims = ", ".join(str(sizes.get(str(n), n)) for n in table.shape)
             if table.values is not None:
                 lines.append(f"{table.name} = torch.tensor({list(table.values)}, device=device)")
@@ -206,7 +211,7 @@ class Dense:
         facts = self.facts
         gate = ["gate"] if facts.gate else []
         lists = [] if facts.ranges else [f"lists_of({', '.join(['q', 'k', *self.extras()])})"]
-        forward = ["q", "k", "v", *gate, *facts.tables, *lists]
+        forward = ["q", "k", "v", *gate, *facts.tables, *facts.load_tables, *lists]
         if facts.rank > 1 and facts.open_lengths():
             forward.append(f"tokens=({', '.join(facts.open_lengths())},)")
         first = "[0]" if facts.lse else ""

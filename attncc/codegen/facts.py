@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from attncc.ir.expr import Expr, Table, const, tables
-from attncc.ir.graph import Graph, GraphOp, Node, table_of
+from attncc.ir.graph import Graph, GraphOp, Node, loads_of, table_of
 from attncc.passes.footprint import comfort
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import the_mask
@@ -86,8 +86,14 @@ class Facts:
     @cached_property
     def tables(self) -> dict[str, Table]:
         """Tables that expressions read, by name."""
-        streamed = ("q", "k", "v", "gate")
+        streamed = ("q", "k", "v", "gate", *self.load_tables)
         return {name: table_of(n) for name, n in self.inputs.items() if name not in streamed}
+
+    @cached_property
+    def load_tables(self) -> dict[str, Table]:
+        """Tables that the loads of q and k read, by name."""
+        ops = (n for side in "qk" for n in loads_of(self.body, side))
+        return {i["name"]: table_of(i) for n in ops for i in n.inputs[1:]}
 
     @cached_property
     def heads(self) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from attncc.codegen import grid
 from attncc.codegen.expressions import code
 from attncc.codegen.facts import Chunk, Facts
 from attncc.codegen.lines import call, filled, indented, used
+from attncc.codegen.loads import Loads
 from attncc.codegen.row_state import RowState
 from attncc.codegen.visit import Visit
 from attncc.ir.expr import const
@@ -31,6 +32,10 @@ class Kernel:
     def rows(self) -> RowState:
         return RowState(self.visit)
 
+    @cached_property
+    def loads(self) -> Loads:
+        return Loads(self.facts)
+
     # ---- arguments -------------------------------------------------------------------------------------------------------------
 
     @property
@@ -44,14 +49,14 @@ class Kernel:
         boxes = [*self.visit.box_names("k"), *self.visit.box_names("v")]
         lists = [] if self.facts.ranges else LISTS
         lse = ["lse"] if self.facts.lse else []
-        return [*self.tensors, *lse, *self.facts.tables, *boxes, *lists]
+        return [*self.tensors, *lse, *self.facts.tables, *self.loads.pointers("q"), *boxes, *lists]
 
     @property
     def scalars(self) -> list[tuple[str, str]]:
         """Run-time numbers with their types; none of them triggers a recompile."""
         strides = [(f"{t}_{axis}", "tl.int64") for t in self.tensors for axis in "bhn"]
         lists = [] if self.facts.ranges else [("lists_b", "tl.int64"), ("lists_h", "tl.int64")]
-        return [*strides, *lists, *((name, "tl.int32") for name in self.facts.open_lengths())]
+        return [*strides, *lists, *self.loads.scalars("q"), *((name, "tl.int32") for name in self.facts.open_lengths())]
 
     @property
     def constants(self) -> list[str]:
@@ -176,6 +181,8 @@ class Kernel:
 
     def _queries(self) -> list[str]:
         lines = ["at = token.to(INDEX)[:, None]"]
+        if self.loads:
+            return lines + self.loads.rows("q", self.visit.key_chunks, "q_part")
         return lines + [self._load("q", f"q_part{i}", c) for i, c in enumerate(self.visit.key_chunks)]
 
     def _load(self, tensor: str, name: str, chunk: Chunk) -> str:

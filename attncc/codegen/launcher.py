@@ -30,7 +30,7 @@ class Launcher:
 
     def function(self) -> list[str]:
         """The whole of `forward`."""
-        optional = [*(["gate"] if self.facts.gate else []), *self.facts.tables]
+        optional = [*(["gate"] if self.facts.gate else []), *self.facts.tables, *self.facts.load_tables]
         arguments = ["q", "k", "v", *optional, *([] if self.facts.ranges else ["lists"])]
         arguments += ["tokens=None"] if self._needs_tokens else []
         return [
@@ -55,6 +55,7 @@ class Launcher:
         lines = [
             "batch = q.shape[0]",
             *self._lengths(),
+            *(self.kernel.loads.launch() if self.kernel.loads else []),
             "if out is None:",
             f"    out = q.new_empty(batch, {facts.heads[0]}, q.shape[2], {facts.value_width})",
         ]

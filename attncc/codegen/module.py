@@ -43,7 +43,7 @@ def emit(plan: Plan, spec_json: str) -> str:
     if facts.dtype == "float64":
         raise UnsupportedError("dtype float64 on a GPU", "matrix units have no fast float64 path here", "float32, or target cpu")
     text = "\n".join(_sections(facts, plan, spec_json)) + "\n"
-    _check_names(text, set(facts.tables))
+    _check_names(text, {*facts.tables, *facts.load_tables})
     return text
 
 
@@ -69,6 +69,7 @@ def _sections(facts: Facts, plan: Plan, spec_json: str) -> list[str]:
     blocks = [
         kernel.visit.function(),
         kernel.function(),
+        *([kernel.loads.prepare()] if kernel.loads else []),
         launcher.helpers(),
         launcher.function(),
         *dense.functions(),

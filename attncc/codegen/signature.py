@@ -53,6 +53,6 @@ def _boxes(facts: Facts, kernel: Kernel) -> dict[str, str]:
 def _dtype(name: str, facts: Facts) -> str:
     if name in LISTS:
         return "int32"
-    if name == "lse":
+    if name == "lse" or name.endswith(("_cos", "_sin")):
         return "float32"
     return str(facts.inputs[name]["dtype"]) if name in facts.inputs else facts.dtype

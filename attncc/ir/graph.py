@@ -1,6 +1,6 @@
 """The attention graph: immutable, hash-consed nodes over one op enum. A pass takes a graph and gives a graph.
 
-    scores = scale * q k^T  ->  maps  ->  mask  ->  route  ->  weights  ->  combine with v  ->  weigh  ->  gate
+    norm, rotate  ->  scores = scale * q k^T  ->  maps  ->  mask  ->  route  ->  weights  ->  combine with v  ->  weigh  ->  gate
 
 What each op takes and gives, and which attributes it must carry at which stage, stands in `SIGNATURES` and `STAGES`;
 `attncc.ir.verify` holds graphs to it. Any number of these chains may share inputs and meet in one graph.
@@ -25,6 +25,8 @@ class GraphOp(str, Enum):
     """The vocabulary of attention graphs."""
 
     INPUT = "input"  # a tensor of the caller: q, k, v, a gate's logits, a table; or a constant table with its values
+    NORM = "norm"  # rows divided by their norm, times a table of one factor a column
+    ROTATE = "rotate"  # pairs of columns turned by the token's positions; these count grid coordinates, whatever the token order
     SCORES = "scores"  # scale * q k^T
     MAP = "map"  # s -> f(s, b, h, q, k, tables)
     MASK = "mask"  # keeps the scores of the pairs where the predicate holds
@@ -49,6 +51,8 @@ class Signature:
 
 SIGNATURES: dict[GraphOp, Signature] = {
     GraphOp.INPUT: Signature((), "tensor"),
+    GraphOp.NORM: Signature(("tensor", "tables"), "tensor"),
+    GraphOp.ROTATE: Signature(("tensor", "tables"), "tensor"),
     GraphOp.SCORES: Signature(("tensor", "tensor"), "scores"),
     GraphOp.MAP: Signature(("scores", "tables"), "scores"),
     GraphOp.MASK: Signature(("scores", "tables"), "scores"),
@@ -76,6 +80,8 @@ class Stage(str, Enum):
 
 _CORE: dict[GraphOp, frozenset[str]] = {
     GraphOp.INPUT: frozenset({"name", "dtype", "shape"}),
+    GraphOp.NORM: frozenset({"norm", "eps"}),
+    GraphOp.ROTATE: frozenset({"pairs", "positions", "turns"}),
     GraphOp.SCORES: frozenset({"scale"}),
     GraphOp.DOT: frozenset({"scale"}),
     GraphOp.MAP: frozenset({"value"}),
@@ -206,6 +212,22 @@ class Graph:
         from attncc.ir.graph_text import to_text
 
         return to_text(self)
+
+
+def source(rows: Node) -> Node:
+    """The input whose rows these are, before anything was done to them."""
+    while rows.op is not GraphOp.INPUT:
+        rows = rows.inputs[0]
+    return rows
+
+
+def loads_of(graph: Graph, side: str) -> tuple[Node, ...]:
+    """The ops between the input "q" or "k" and the scores, in order."""
+    rows, found = graph.find(GraphOp.SCORES)[0].inputs["qk".index(side)], list[Node]()
+    while rows.op is not GraphOp.INPUT:
+        found.append(rows)
+        rows = rows.inputs[0]
+    return tuple(reversed(found))
 
 
 def table_of(tensor: Node) -> Table:

@@ -11,6 +11,7 @@ from attncc.ir.graph_text import VARIABLES, to_text
 from attncc.ir.rows import RowClass
 
 _ALLOWED = {
+    GraphOp.ROTATE: (Kind.INT, ""),
     GraphOp.MAP: (Kind.FLOAT, "s"),
     GraphOp.MASK: (Kind.BOOL, ""),
     GraphOp.ROUTE: (Kind.BOOL, ""),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attncc.ir.expr import Expr, Op, nodes, variables
-from attncc.ir.graph import Graph, GraphOp
+from attncc.ir.graph import Graph, GraphOp, source
 from attncc.targets import Target
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -76,7 +76,7 @@ class Configuration:
 def widths(body: Graph) -> tuple[int, int]:
     """Padded columns of a key row and of a value row."""
     scores, combine = body.find(GraphOp.SCORES)[0], body.find(GraphOp.COMBINE)[0]
-    return padded(int(scores.inputs[1]["shape"][3])), padded(int(combine.inputs[1]["shape"][3]))
+    return padded(int(source(scores.inputs[1])["shape"][3])), padded(int(combine.inputs[1]["shape"][3]))
 
 
 def padded(width: int) -> int:
@@ -86,7 +86,7 @@ def padded(width: int) -> int:
 
 def element_bytes(body: Graph) -> int:
     """Bytes of one element of q, k and v."""
-    return BYTES[body.find(GraphOp.SCORES)[0].inputs[0]["dtype"]]
+    return BYTES[source(body.find(GraphOp.SCORES)[0])["dtype"]]
 
 
 def comfort(body: Graph, target: Target) -> Comfort:

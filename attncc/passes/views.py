@@ -8,7 +8,7 @@ tile can cross its end is never merged. Strides are known at the call only: the 
 
 from __future__ import annotations
 
-from attncc.ir.graph import Graph, GraphOp, Node
+from attncc.ir.graph import Graph, GraphOp, Node, source
 from attncc.targets import Target
 
 View = tuple[str, str]
@@ -30,7 +30,7 @@ def _views(kernel: Node, target: Target) -> tuple[View, ...]:
     address = "box" if target.bulk_copy and _boxable(kernel) else "rows"
     # Keys and values stream through the loop; queries and outputs are touched once, so pointers cost them nothing.
     streamed = [body.find(GraphOp.SCORES)[0].inputs[1], body.find(GraphOp.COMBINE)[0].inputs[1]]
-    return tuple((n["name"], address) for n in streamed)
+    return tuple((source(n)["name"], address) for n in streamed)
 
 
 def _boxable(kernel: Node) -> bool:

@@ -75,6 +75,30 @@ def _input(n: Node, _: list[Any], place: _Place) -> Tensor:
     return x
 
 
+def _norm(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    x: Tensor = inputs[0]
+    if n["norm"] == "rms":
+        x = x / (x.square().mean(-1, keepdim=True) + n["eps"]).sqrt()
+    else:
+        x = x / x.norm(dim=-1, keepdim=True).clamp_min(n["eps"])
+    return x * inputs[1] if len(inputs) > 1 else x
+
+
+def _rotate(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    """Each axis turns its own columns, pair by pair."""
+    x, pairs = inputs[0], len(n["turns"])
+    columns = list(x.unbind(-1))
+    for axis, position in enumerate(n["positions"]):
+        # Positions of keys broadcast to [B, 1, 1, Nk], those of queries to [B, 1, Nq, 1]: as columns they are [B, 1, N].
+        at = place.evaluate(position).flatten(2) if place.evaluate(position).dim() == 4 else place.evaluate(position).flatten()
+        for i, turn in enumerate(n["turns"]):
+            first, second = (i, i + pairs) if n["pairs"] == "half" else (2 * i, 2 * i + 1)
+            first, second = first + 2 * pairs * axis, second + 2 * pairs * axis
+            a, b, angle = columns[first], columns[second], at.to(place.dtype) * turn
+            columns[first], columns[second] = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()
+    return torch.stack(columns, -1)
+
+
 def _scores(n: Node, inputs: list[Any], place: _Place) -> Tensor:
     q, k = inputs
     return torch.matmul(q, place.per_query_head(k).mT) * float(n["scale"])
@@ -167,6 +191,8 @@ def _gate(n: Node, inputs: list[Any], place: _Place) -> Tensor:
 
 _MEANING = {
     GraphOp.INPUT: _input,
+    GraphOp.NORM: _norm,
+    GraphOp.ROTATE: _rotate,
     GraphOp.SCORES: _scores,
     GraphOp.DOT: _dot,
     GraphOp.MAP: _map,

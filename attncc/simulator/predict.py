@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from attncc.ir.graph import GraphOp, Node
+from attncc.ir.graph import GraphOp, Node, loads_of, source
 from attncc.passes.block_mask import BlockMask
 from attncc.passes.footprint import BYTES, Configuration, shared_bytes, thread_registers
 from attncc.passes.plan import KernelPlan
@@ -215,8 +215,10 @@ def _prediction(launch: Launch, rows: Rows, blocks: Floats, end: float) -> Predi
     busy = {unit: cycles / device.sms for unit, cycles in sm.by_unit(total).items()}
     computing = seconds(end, busy["tensor"], device, c.power, c.repeats)
     clock = end / computing if computing else device.clock_hz
-    launches = device.launch_seconds * (1 if c.splits == 1 else 2)
-    time = overlapped(computing, moving, max(c.overlap.overlap, 0.0)) + launches
+    before = prepared_bytes(launch.kernel, rows.keys, c) / device.memory_bytes_per_second
+    launches = device.launch_seconds * (1 + (c.splits > 1) + (before > 0))
+    time = overlapped(computing, moving, max(c.overlap.overlap, 0.0)) + before + launches
+    moving += before
     spent = {unit: cycles / clock * 1e3 for unit, cycles in busy.items()} | {"memory": moving * 1e3, "launch": launches * 1e3}
     return Prediction(
         kernel=launch.name,
@@ -251,7 +253,7 @@ def _work(kernel: KernelPlan, c: Conditions) -> TileWork:
 
 def dtype_of(kernel: KernelPlan) -> str:
     """Element type of q, k and v."""
-    return str(kernel.graph.find(GraphOp.SCORES)[0].inputs[0]["dtype"])
+    return str(source(kernel.graph.find(GraphOp.SCORES)[0])["dtype"])
 
 
 def blocks_per_sm(kernel: KernelPlan, c: Conditions) -> int:
@@ -278,7 +280,7 @@ def blocks_per_sm(kernel: KernelPlan, c: Conditions) -> int:
 def memory_bytes(kernel: KernelPlan, queries: int, keys: int, c: Conditions) -> float:
     """Bytes that must move: every operand once, the output once, twice as much again in backward; partial results of split keys."""
     body = kernel.graph
-    heads, width = body.find(GraphOp.SCORES)[0].inputs[0]["shape"][1], body.find(GraphOp.COMBINE)[0].inputs[1]["shape"][3]
+    heads, width = source(body.find(GraphOp.SCORES)[0])["shape"][1], body.find(GraphOp.COMBINE)[0].inputs[1]["shape"][3]
     sizes = {"B": c.batch, "H": heads, "NQ": queries, "NK": keys}
     read = sum(_bytes(n, sizes) for n in body.nodes() if n.op is GraphOp.INPUT and n.get("values") is None)
     outputs = float(c.batch * heads * queries * width)
@@ -287,6 +289,13 @@ def memory_bytes(kernel: KernelPlan, queries: int, keys: int, c: Conditions) -> 
         return 2.0 * (read + written)
     # Partial results are float32, written by one launch and read by the other.
     return read + written + (2.0 * 4.0 * outputs * c.splits if c.splits > 1 else 0.0)
+
+
+def prepared_bytes(kernel: KernelPlan, keys: int, c: Conditions) -> float:
+    """Bytes that a launch before the kernel moves: keys that norms or rotations change are read and written once."""
+    if not loads_of(kernel.graph, "k"):
+        return 0.0
+    return 2.0 * _bytes(source(kernel.graph.find(GraphOp.SCORES)[0].inputs[1]), {"B": c.batch, "NK": keys})
 
 
 def _bytes(node: Node, sizes: Mapping[Any, int]) -> float:

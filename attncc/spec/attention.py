@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from attncc.ir.expr import Expr, Kind, Table, depth, tables
 from attncc.ir.rows import BIAS_SCORE, SCORE
 from attncc.spec.gates import Gate
+from attncc.spec.loads import LoadSpec
 from attncc.spec.masks import Full, Mask
 from attncc.spec.model import NO_DROPOUT, Axes, Grid, Part
 from attncc.spec.normalizers import NormalizerSpec, Softmax
@@ -55,6 +56,7 @@ class AttentionSpec(Part):
     head_dim: Positive = Field(le=1024)
     value_dim: Positive | None = Field(default=None, le=1024)
     dtype: DType = "float16"
+    loads: tuple[LoadSpec, ...] = ()
     mask: Mask = Field(default_factory=Full)
     scores: tuple[Score, ...] = ()
     normalizer: NormalizerSpec = Field(default_factory=Softmax)
@@ -77,7 +79,13 @@ class AttentionSpec(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> AttentionSpec:
-        problems = [*self._head_problems(), *self._grid_problems(), *self._score_problems(), *self._output_problems()]
+        problems = [
+            *self._head_problems(),
+            *self._grid_problems(),
+            *self._load_problems(),
+            *self._score_problems(),
+            *self._output_problems(),
+        ]
         problems = problems or self._depth_problems() or self._table_problems()
         if problems:
             # Each apart as well, so that whoever reports them need not take the text to pieces.
@@ -93,6 +101,12 @@ class AttentionSpec(Part):
         if self.key_tokens is not None and len(self.key_tokens) != len(self.tokens):
             return [f"key_tokens: has {len(self.key_tokens)} axes, tokens have {len(self.tokens)}"]
         return [f"mask: {p}" for p in self.mask.problems(self.grid)]
+
+    def _load_problems(self) -> list[str]:
+        width = self.head_dims[0]
+        found = [f"loads.{i}.{p}" for i, each in enumerate(self.loads) for p in each.problems(self.grid, width)]
+        kinds = [each.kind for each in self.loads]
+        return [*found, *(f"loads.{i}: one {kind} is enough" for i, kind in enumerate(kinds) if kind in kinds[:i])]
 
     def _score_problems(self) -> list[str]:
         found, names = [], set()
@@ -126,8 +140,9 @@ class AttentionSpec(Part):
         found, known = [], self._normalizer_tables()
         routed = [] if self.routing is None else [self.routing.rows(self.grid), self.routing.weigh(self.grid)]
         scored = ((f"scores.{i}", f) for i, f in enumerate(formulas))
-        for field, formula in [("mask", self.predicate), *scored, *(("routing", f) for f in routed)]:
-            for table in tables(formula):
+        read = [(field, tables(formula)) for field, formula in [("mask", self.predicate), *scored, *(("routing", f) for f in routed)]]
+        for field, found_tables in [*read, *((f"loads.{i}", each.read(self.grid, self.head_dims[0])) for i, each in enumerate(self.loads))]:
+            for table in found_tables:
                 if table.name in RESERVED or keyword.iskeyword(table.name):
                     found.append(f"{field}: no run-time input may be called {table.name!r}")
                 if known.setdefault(table.name, table) != table:

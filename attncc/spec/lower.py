@@ -14,6 +14,8 @@ from attncc.spec.routing import OUTPUT
 def lower(spec: AttentionSpec) -> Graph:
     """The graph of a spec: one chain from q, k, v to the outputs."""
     q, k, v = _operands(spec)
+    for each in spec.loads:
+        q, k = (each.apply(rows, side, spec.grid, spec.head_dims[0]) for side, rows in (("q", q), ("k", k)))
     scores = node(GraphOp.SCORES, q, k, scale=spec.scale)
     for score in spec.scores:
         value = score.apply(SCORE, spec.grid, spec.heads)

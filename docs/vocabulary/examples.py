@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attncc import gates, masks, normalizers, routing, scores
+from attncc import gates, loads, masks, normalizers, routing, scores
 
 LINE, SQUARE = (32,), (8, 8)
 
@@ -53,6 +53,7 @@ MASKS = (
     Example(masks.PerHead(masks=(masks.SlidingWindow(left=4, right=0), masks.Causal()))),
     Example(masks.Documents(mask=masks.SlidingWindow(left=5, right=0)), tables={"document_starts": _STARTS[None]}),
 )
+LOADS = (Example(loads.QKNorm(weights=True)), Example(loads.Rotary(base=500_000.0)))
 SCORES = (
     Example(scores.Scale(value=0.5)),
     Example(scores.Softcap(cap=2.0)),
@@ -72,4 +73,4 @@ ROUTING = (
     Example(routing.HeadMask()),
 )
 GATES = (Example(gates.Output(activation="silu")),)
-SECTIONS = {"masks": MASKS, "scores": SCORES, "normalizers": NORMALIZERS, "routing": ROUTING, "gates": GATES}
+SECTIONS = {"masks": MASKS, "loads": LOADS, "scores": SCORES, "normalizers": NORMALIZERS, "routing": ROUTING, "gates": GATES}

@@ -11,14 +11,21 @@ from pydantic import BaseModel
 from attncc import AttentionSpec
 from docs.vocabulary.examples import SECTIONS, Example
 
-TITLES = {"masks": "Masks", "scores": "Score maps", "normalizers": "Normalizers", "gates": "Gates", "routing": "Head routing"}
+TITLES = {
+    "masks": "Masks",
+    "loads": "Loads of q and k",
+    "scores": "Score maps",
+    "normalizers": "Normalizers",
+    "gates": "Gates",
+    "routing": "Head routing",
+}
 INTRO = """# The spec
 
 Everything an `AttentionSpec` may say, kind by kind. This page is written from the models (`make docs`); `attncc schema` prints them as a
 JSON schema, `attncc validate SPEC` checks a file.
 
-Scores are `s = scale * q.k`; the score maps act on them in order, then mask, normalizer, routing, gate. Tokens of a grid are flattened
-row-major. A row that no key is allowed for gives 0 before the gate, never NaN.
+Scores are `s = scale * q.k`, q and k after the `loads`; the score maps act on them in order, then mask, normalizer, routing, gate. Tokens
+of a grid are flattened row-major. A row that no key is allowed for gives 0 before the gate, never NaN.
 """
 
 

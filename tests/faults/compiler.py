@@ -112,4 +112,12 @@ COMPILER: tuple[Fault, ...] = (
         "return False",
         (GENERATED,),
     ),
+    Fault(
+        "loads: partners of a norm with the factors of their neighbours",
+        "attncc/codegen/loads.py",
+        "tl.load({self.weight(side)} + partner{index}",
+        "tl.load({self.weight(side)} + column{index}",
+        (GENERATED,),
+    ),
+    Fault("loads: pairs turned backward", "attncc/codegen/loads.py", "-y{index}, y{index})", "y{index}, -y{index})", (GENERATED,)),
 )

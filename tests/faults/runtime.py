@@ -284,4 +284,32 @@ RUNTIME: tuple[Fault, ...] = (
         "if not problem.plans:\n        out.zero_()",
         (ROUTED,),
     ),
+    Fault(
+        "loads: a rotation that turns its gradient forward",
+        "attncc/runtime/loads.py",
+        "self._rotated(n, grad, -1.0)",
+        "self._rotated(n, grad, 1.0)",
+        (RANDOM,),
+    ),
+    Fault(
+        "loads: the gradient of a norm without its radial part",
+        "attncc/runtime/loads.py",
+        "inverse * grad - x * inverse**3 * along / x.shape[-1]",
+        "inverse * grad",
+        (RANDOM,),
+    ),
+    Fault(
+        "loads: angles in float32",
+        "attncc/runtime/loads.py",
+        "prod(lengths), 1).double() * turns",
+        "prod(lengths), 1).float() * turns.float()",
+        ("tests/runtime/test_loads.py::test_scores_depend_on_distance_alone_however_far",),
+    ),
+    Fault(
+        "loads: queries at the top left whatever the spec says",
+        "attncc/spec/loads.py",
+        'side == "q" and self.align == "bottom_right"',
+        "False",
+        ("tests/runtime/test_loads.py::test_bottom_right_decodes_as_the_whole_sequence_does",),
+    ),
 )

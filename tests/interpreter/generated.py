@@ -120,18 +120,18 @@ class Run:
         q, k, v, inputs = self.tensors
         kernel = self.plan.kernels[0]
         tables = [n["name"] for n in kernel.graph.nodes() if n.op.value == "input"]
-        given = [inputs["gate"], *self._tables(tables)] if "gate" in inputs else self._tables(tables)
-        lists = [self.lists()] if kernel.block_mask == "lists" else []
+        given = self._tables(tables) | ({"gate": inputs["gate"]} if "gate" in inputs else {})
+        given |= {"lists": self.lists()} if kernel.block_mask == "lists" else {}
         options: dict[str, Any] = {"tokens": self._tokens()} if "tokens=None" in self.source else {}
         out = laid_out(torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype), "heads last" if self.layout == "heads last" else "")
-        result = self.module.forward(q, k, v, *given, *lists, out=out.fill_(torch.nan), **options)
+        result = self.module.forward(q, k, v, **given, out=out.fill_(torch.nan), **options)
         return dict(zip(self.spec.outputs, result)) if isinstance(result, tuple) else {"output": result}
 
-    def _tables(self, names: list[str]) -> list[Tensor]:
-        """Tables in the kernel's order; those of the spec itself have their values in the graph."""
+    def _tables(self, names: list[str]) -> dict[str, Any]:
+        """Tables by name; those of the spec itself have their values in the graph."""
         constant = {n["name"]: n.get("values") for n in self.plan.kernels[0].graph.nodes() if n.op.value == "input"}
         chosen = [n for n in names if n not in ("q", "k", "v", "gate")]
-        return [self.tensors[3][n] if constant[n] is None else torch.tensor(constant[n]) for n in chosen]
+        return {n: self.tensors[3][n] if constant[n] is None else torch.tensor(constant[n]) for n in chosen}
 
     def _tokens(self) -> tuple[int, ...]:
         body = self.plan.kernels[0].graph

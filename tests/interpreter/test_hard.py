@@ -43,6 +43,7 @@ FULL = {"kind": "full"}
 CAUSAL = {"kind": "causal", "align": "top_left"}
 LAST = {"kind": "causal", "align": "bottom_right"}
 BOTH = ["output", "lse"]
+NORM = {"kind": "qk_norm", "weights": True}
 HARD: dict[str, Run] = {
     "even windows": run(neighborhood([4, 6]), [9, 10], (4, 4), (4, 4)),
     "a tail of a stride": run(neighborhood([5], stride=3), [29], outputs=BOTH),
@@ -55,6 +56,14 @@ HARD: dict[str, Run] = {
     "rows without keys, pointwise": run(LAST, [40], key_tokens=[23], normalizer={"kind": "sigmoid", "bias": 0.5}),
     "no keys at all": run(predicate("k < 0"), [20], outputs=BOTH),
     "far more keys": run(LAST, [5], key_tokens=[70], outputs=BOTH),
+    "norms, then turns in halves": run(CAUSAL, [21], head_dim=40, heads=4, key_heads=2, loads=[NORM, {"kind": "rotary", "width": 36}]),
+    "turns in neighbours, then norms": run(
+        neighborhood([3, 4]), [5, 6], (4, 4), (4, 4), head_dim=24,
+        loads=[{"kind": "rotary", "pairs": "interleaved", "width": 20}, {**NORM, "norm": "l2"}],
+    ),
+    "turns by given positions": run(
+        LAST, [9], key_tokens=[23], batch=2, loads=[{"kind": "rotary", "positions": "places", "key_positions": "key_places"}]
+    ),
     "one token": run(CAUSAL, [1], outputs=BOTH, heads=3, key_heads=1),
     "one token of an open length": run(CAUSAL, [None], lengths=(1,), outputs=BOTH),
     "seventeen tokens of an open length": run(CAUSAL, [None], lengths=(17,), outputs=BOTH),

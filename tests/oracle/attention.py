@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.oracle.loads import loaded
 from tests.oracle.masks import Indices, Inputs, Spec, concrete, dense_mask, indices
 
 
@@ -32,6 +33,7 @@ def dense_in_dtype(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) 
 
 def _dense(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
     spec = _with_lengths(spec, q.shape[2], k.shape[2])
+    q, k = (loaded(spec, x.to(dtype), side, inputs) for x, side in ((q, "q"), (k, "k")))
     q, k, v = (_per_query_head(x.to(dtype), spec["heads"]) for x in (q, k, v))
     allowed = torch.from_numpy(dense_mask(spec, inputs, len(q))).to(q.device)
     normalizer, scores = spec.get("normalizer", {"kind": "softmax"}), _scores(spec, q, k, inputs)

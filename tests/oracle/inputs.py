@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.oracle.loads import load_inputs
 from tests.oracle.masks import Spec, concrete, table_axes
 from tests.oracle.patterns import random_table
 
@@ -52,6 +53,7 @@ def random_inputs(
         gate_heads = 1 if gate["granularity"] == "shared" else heads
         gate_dim = 1 if gate["granularity"] == "headwise" else value_dim
         inputs["gate"] = normal((batch, gate_heads, size["q"], gate_dim), dtype)
+    inputs |= load_inputs(spec, batch, rng, table_dtype)
     if routing := spec.get("routing"):
         inputs |= _routing(rng, routing, (batch, heads, size["q"]), table_dtype)
     return q, k, v, inputs

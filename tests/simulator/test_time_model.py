@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attncc
-from attncc import AttentionSpec, masks, normalizers, scores
+from attncc import AttentionSpec, loads, masks, normalizers, scores
 from attncc.errors import InputError
 from attncc.pipeline import plan
 from attncc.simulator import constants, machine, predict, work
@@ -278,3 +278,14 @@ def test_occupancy_is_what_registers_and_shared_memory_allow() -> None:
         limit = min(65536 // (kernel.num_warps * 32 * registers), 233472 // (shared + 1024))
         assert predict.blocks_per_sm(kernel, c) == limit
         assert limit == blocks or kernel.num_warps != 4
+
+
+def test_keys_that_turn_are_moved_once_more() -> None:
+    """A launch of their own reads and writes them: 2 x 4 heads x 4096 x 128 x 2 bytes."""
+    plain, turned = (attncc.simulate(line(key_heads=4, loads=each), "h100").prediction for each in ((), (loads.Rotary(),)))
+    assert plain is not None and turned is not None
+    device = H100.performance
+    assert device is not None
+    moved = 2 * 4 * 4096 * 128 * 2 / device.memory_bytes_per_second
+    extra = (turned.milliseconds - plain.milliseconds) / 1e3
+    assert extra == pytest.approx(moved + device.launch_seconds, rel=1e-9)

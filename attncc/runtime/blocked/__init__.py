@@ -16,6 +16,7 @@ from attncc.runtime.blocked.attention import backward, forward
 from attncc.runtime.blocked.problem import problem
 from attncc.runtime.blocked.routed import rows_to_erase
 from attncc.runtime.blocked.sinks import Sink, divided
+from attncc.runtime.loads import adjoint, prepared
 from attncc.runtime.operands import Operands
 
 Gradients = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
@@ -23,6 +24,7 @@ Gradients = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 
 def run_forward(kernel: KernelPlan, operands: Operands) -> tuple[Tensor, Tensor | None]:
     """Output rows before any gate, `[B, Hq, Nq, Dv]` in the type of q, and the log `[B, Hq, Nq]` of what they divide by, if anything."""
+    operands = prepared(kernel.graph, operands)
     rows, lse = forward(problem(kernel, operands), operands.q, operands.k, operands.v)
     sink = Sink.of(kernel.graph, operands)
     kept = rows_to_erase(kernel.graph, operands, sink is not None)
@@ -38,6 +40,7 @@ def run_backward(
     kernel: KernelPlan, operands: Operands, rows: Tensor, lse: Tensor | None, grad: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
     """Gradients of q, k, v and of the trained tables, from the forward pass's results and the gradients of these."""
+    given, operands = operands, prepared(kernel.graph, operands)
     sink = Sink.of(kernel.graph, operands)
     kept = rows_to_erase(kernel.graph, operands, sink is not None)
     if kept is not None:
@@ -45,7 +48,8 @@ def run_backward(
         grad_lse = None if grad_lse is None else grad_lse.masked_fill(~kept, 0.0)
     by_row = divided(kernel.graph, operands, grad)
     dq, dk, dv, found = backward(problem(kernel, operands), operands.q, operands.k, operands.v, rows, lse, by_row, grad_lse)
-    if sink is None or lse is None:
-        return dq, dk, dv, found
-    own, trained = sink.gradients(rows, lse, grad, grad_lse)
-    return dq if own is None else (dq + own).to(dq.dtype), dk, dv, {**found, **trained}
+    if sink is not None and lse is not None:
+        own, trained = sink.gradients(rows, lse, grad, grad_lse)
+        dq, found = dq if own is None else (dq + own).to(dq.dtype), {**found, **trained}
+    dq, dk, loaded = adjoint(kernel.graph, given, dq, dk)
+    return dq, dk, dv, {**found, **loaded}
