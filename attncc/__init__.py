@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from attncc import errors, knobs
     from attncc.api import compile
     from attncc.passes.plan import Plan
+    from attncc.runtime.documents import document_tables
     from attncc.runtime.kernel import Kernel
     from attncc.simulator import Candidate, SpeedupReport, simulate, simulate_many
     from attncc.spec import gates, loads, masks, normalizers, routing, scores
@@ -22,6 +23,7 @@ _HOMES = {
     "Plan": "attncc.passes.plan",
     "SpeedupReport": "attncc.simulator",
     "compile": "attncc.api",
+    "document_tables": "attncc.runtime.documents",
     "simulate": "attncc.simulator",
     "simulate_many": "attncc.simulator",
     "errors": "attncc",
@@ -43,6 +45,7 @@ __all__ = [
     "SpeedupReport",
     "__version__",
     "compile",
+    "document_tables",
     "errors",
     "gates",
     "knobs",

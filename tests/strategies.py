@@ -220,7 +220,7 @@ def _token_patterns(setting: Setting) -> list[SearchStrategy[Json]]:
     ]  # fmt: skip
     found = [*map(st.fixed_dictionaries, kinds), st.just(marked)]
     found += [] if setting.is_open else [block_tables(setting)]
-    return [*found, packed(setting)] if setting.rank == 1 and setting.shared else found
+    return [*found, packed(setting.shared)] if setting.rank == 1 else found
 
 
 @st.composite
@@ -232,16 +232,27 @@ def block_tables(draw: DrawFn, setting: Setting) -> Json:
     return {"kind": "block_table", "q_block": blocks[0], "k_block": blocks[1], "table": name, "per_batch": batch, "per_head": head}
 
 
-def packed(setting: Setting) -> SearchStrategy[Json]:
-    """Documents whose positions start over, under masks that know no length."""
-    inside = [
-        st.sampled_from([{"kind": "full"}, {"kind": "causal"}, {"kind": "congruence", "step": 3}, {"kind": "sinks", "count": 0}]),
-        st.builds(lambda n: {"kind": "sliding_window", "left": n, "right": 1}, st.integers(0, 9)),
+def packed(shared: bool) -> SearchStrategy[Json]:
+    """Documents whose positions start over, with queries and keys of their own lengths where grids differ."""
+    ends = {} if shared else {"key_starts": "key_document_starts", "key_ends": "key_document_ends"}
+    return _packed(shared).map(lambda mask: {"kind": "documents", "mask": mask, **ends})
+
+
+@lru_cache
+def _packed(shared: bool) -> SearchStrategy[Json]:
+    align = st.sampled_from(ALIGNMENTS)
+    inside: list[SearchStrategy[Json]] = [
+        st.sampled_from([{"kind": "full"}, {"kind": "congruence", "step": 3}, {"kind": "sinks", "count": 0}]),
+        st.builds(lambda a: {"kind": "causal", "align": a}, align),
+        st.builds(lambda n, a: {"kind": "sliding_window", "left": n, "right": 1, "align": a}, st.integers(0, 9), align),
+        st.just({"kind": "predicate", "text": "k >= nk - 2 or q == 0"}),
+        st.builds(lambda mask: {"kind": "not", "mask": mask}, st.just({"kind": "causal"})),
         st.builds(lambda n, m: {"kind": "halo", "block": n, "halo": m}, st.integers(1, 5), st.integers(0, 3)),
         st.builds(lambda n: {"kind": "partition", "size": n + 1, "shift": n}, st.integers(0, 4)),
         st.builds(lambda n: {"kind": "or", "masks": [{"kind": "causal"}, {"kind": "prefix", "length": n}]}, st.integers(0, 4)),
     ]
-    return st.one_of(inside).map(lambda mask: {"kind": "documents", "mask": mask})
+    near = neighborhoods((9,))
+    return st.one_of([*inside, near, near] if shared else inside)
 
 
 def _segments(setting: Setting) -> SearchStrategy[Json]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from attncc.codegen import grid
-from attncc.codegen.expressions import Names, code, hoistable
+from attncc.codegen.expressions import Names, code, hoistable, widened
 from attncc.codegen.facts import Chunk, Facts, chunks
 from attncc.codegen.lines import call, indented, used
-from attncc.ir.expr import Expr, Op, Table, const, variables
+from attncc.ir.expr import Expr, Op, Table, const, nodes, tables, variables
 from attncc.ir.ops import Interval
 from attncc.passes.canonicalize import class_length
 
@@ -18,6 +18,8 @@ LOG2E = math.log2(math.e)
 ROW_NAMES = frozenset({"b", "h", *(f"{p}{a}" for p in ("q", "r", "nq", "nk") for a in range(3))})
 KEY_NAMES = frozenset({"b", "h", *(f"{p}{a}" for p in ("k", "r", "nq", "nk") for a in range(3))})
 
+FAR = 1 << 30
+"""A key behind all others."""
 MOST_TOKENS = {1: 1 << 24, 2: 1 << 15, 3: 1 << 10}
 """Of an axis given at run time, by rank: with more, products in a predicate could leave the 32-bit integers unnoticed."""
 
@@ -108,13 +110,22 @@ class Visit:
 
     def band_lines(self) -> list[str]:
         """First and last key of each row, by axis, in the kernel."""
-        lines = []
-        for a, (low, high) in enumerate(self.facts.mask["bands"]):
-            lines.append(f"low{a} = {code(low, self.names('', '', self.sizes))}")
+        bands = self.facts.mask["bands"]
+        reads = [n for n in nodes(*(end for band in bands for end in band)) if n.op is Op.LOAD]
+        lines = [f"band_value{i} = {code(n, self.names('', ''))}" for i, n in enumerate(reads)]
+        known = {**self.sizes, **{n: f"band_value{i}" for i, n in enumerate(reads)}}
+        for a, (low, high) in enumerate(bands):
+            lines.append(f"low{a} = {self._end(low, known, f'tl.minimum({{}}, {FAR})')}")
             # A window's end is its start plus a constant: say so instead of saying the start twice.
-            shared = {low: f"low{a}"} if low.op not in (Op.CONST, Op.VAR) else {}
-            lines.append(f"high{a} = {code(high, self.names('', '', {**self.sizes, **shared}))}")
+            shared = {low: f"low{a}"} if low.op not in (Op.CONST, Op.VAR) and not tables(low) else {}
+            lines.append(f"high{a} = {self._end(high, {**known, **shared}, 'tl.maximum({}, -1)')}")
         return lines
+
+    def _end(self, end: Expr, known: dict[Expr, str], within: str) -> str:
+        """Code of a band's end in 32 bits. What tables hold may lie anywhere: it is moved toward the keys, none of them past it."""
+        text = code(end, self.names("", "", known))
+        narrow = ".to(tl.int32)" if widened(end, self.limits) else ""
+        return f"{within.format(text)}{narrow}" if tables(end) or narrow else text
 
     @cached_property
     def sizes(self) -> dict[Expr, str]:

@@ -86,7 +86,7 @@ def classified(
         return flat_block_mask(predicate, query, key, block, known, elements, spec.heads)
     line = spec if spec.grid.rank == 1 else _on_a_line(spec, query, key)
     mask = bind(canonicalize(lower(line)), (prod(query),), (prod(key),))
-    known, elements = known_tables(mask.residual, tables, sizes)
+    known, elements = known_tables(mask.predicate, tables, sizes)
     return block_mask(mask, block[:1], block[1:], known, elements, spec.heads)
 
 

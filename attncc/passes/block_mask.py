@@ -126,15 +126,34 @@ def block_mask(
             return BlockMask(tiling, 1, 1, True, axes)
     batch, heads = (n if mask.varies_with(name) else 1 for name, n in (("b", batch), ("h", heads)))
     classifier = TileClassifier(tiling, batch, heads, tables or {})
-    boxes = classifier.classify()
+    boxes = _line_boxes(classifier, tables or {}) or classifier.classify()
     return BlockMask(tiling, batch, heads, boxes.exact, None, boxes, classifier)
 
 
-def _axis(tiling: Tiling, axis: int) -> AxisTiles:
+def _line_boxes(classifier: TileClassifier, tables: Mapping[str, Any]) -> Classified | None:
+    """Boxes of a mask on one axis that is a band of its own for each owner, row by row; None where it is no such mask."""
+    tiling = classifier.tiling
+    if tiling.rank > 1 or tiling.mask.order != (1,) or not tiling.mask.banded:
+        return None
+    found = [_axis(tiling, 0, {"b": b, "h": h, **tables}) for b, h, _ in classifier.owners]
+    if any(axis.gaps for axis in found):
+        return None
+    columns = [np.concatenate([getattr(axis, name)[0] for axis in found]) for name in ("first", "full_first", "full_stop", "stop")]
+    first, full_first, full_stop, stop = columns
+    owner, row = np.divmod(np.arange(len(first)), tiling.rows)
+    full = Boxes(np.stack([row, full_first], 1), np.stack([row, full_stop - 1], 1), owner)[full_stop > full_first]
+    at, offset = _repeat((full_first - first) + (stop - full_stop))
+    tile = first[at] + offset
+    tile += np.where(tile >= full_first[at], (full_stop - full_first)[at], 0)
+    ones = np.stack([row[at], tile], 1)
+    return Classified(full, Boxes(ones, ones, owner[at]), True)
+
+
+def _axis(tiling: Tiling, axis: int, known: Mapping[str, Any] | None = None) -> AxisTiles:
     mask = tiling.mask
     classes = [(r, class_lengths(mask.query, mask.order, (r,) * tiling.rank)[axis]) for r in range(mask.order[axis])]
     tiles = tiling.q_tiles[axis]
-    return axis_tiles(mask.bands[axis], axis, classes, tiles, tiling.q_tile[axis], tiling.k_tile[axis])
+    return axis_tiles(mask.bands[axis], axis, classes, tiles, tiling.q_tile[axis], tiling.k_tile[axis], known)
 
 
 Entries = tuple[Ints, Ints]

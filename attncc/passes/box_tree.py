@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import prod
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attncc.ir.expr import var
+from attncc.ir.expr import Expr, var
 from attncc.ir.intervals import interval
 from attncc.ir.values import evaluate, evaluate_all, range_tables
 from attncc.passes.tiles import Tiling, class_lengths
@@ -60,12 +61,25 @@ class TileClassifier:
     def __init__(self, tiling: Tiling, batch: int, heads: int, tables: Mapping[str, Any]) -> None:
         self.tiling, self.mask = tiling, tiling.mask
         self.owners = list(product(range(batch), range(heads), tiling.residues()))
-        self.columns = self._owner_columns()
-        box = {f"{s}{a}": (var(f"{s}{a}.lo"), var(f"{s}{a}.hi")) for s in "qk" for a in range(tiling.rank)}
-        self.surely, self.possibly = interval(self.mask.predicate, box)
-        self.tables = range_tables([self.surely, self.possibly], tables) if tables else {}
+        self.given = tables
 
-    def _owner_columns(self) -> dict[str, Ints]:
+    @cached_property
+    def bounds(self) -> list[Expr]:
+        """(surely, possibly) over a box of coordinates."""
+        return [
+            *interval(
+                self.mask.predicate, {f"{s}{a}": (var(f"{s}{a}.lo"), var(f"{s}{a}.hi")) for s in "qk" for a in range(self.tiling.rank)}
+            )
+        ]
+
+    @cached_property
+    def tables(self) -> dict[str, Any]:
+        """Tables and the ranges of them that the bounds read."""
+        return range_tables(self.bounds, self.given) if self.given else {}
+
+    @cached_property
+    def columns(self) -> dict[str, Ints]:
+        """What every owner is: batch element, head, residue and lengths of its class."""
         rank = self.tiling.rank
         names = ["b", "h", *(f"r{a}" for a in range(rank)), *(f"len{a}" for a in range(rank))]
         rows = [(b, h, *r, *class_lengths(self.mask.query, self.mask.order, r)) for b, h, r in self.owners]
@@ -110,7 +124,7 @@ class TileClassifier:
         env = self._env(boxes.owner)
         for i, name in enumerate(self._names()):
             env[f"{name}.lo"], env[f"{name}.hi"] = low[:, i], high[:, i]
-        surely, possibly = (np.broadcast_to(x, (len(boxes),)) for x in evaluate_all([self.surely, self.possibly], env))
+        surely, possibly = (np.broadcast_to(x, (len(boxes),)) for x in evaluate_all(self.bounds, env))
         return surely, possibly
 
     def _names(self) -> list[str]:
@@ -161,7 +175,7 @@ class TileClassifier:
             env[name] = (tiles.low[:, i] * size).reshape(n, *[1] * len(sizes)) + offset
             if i < rank:
                 on_grid = on_grid & (env[name] < env[f"len{i}"])
-        value = evaluate(self.mask.predicate, {**self.tables, **env})
+        value = evaluate(self.mask.predicate, {**self.given, **env})
         shape = (n, *sizes)
         value, on_grid = (np.broadcast_to(x, shape).reshape(n, -1) for x in (value, on_grid))
         inside = value & on_grid

@@ -3,6 +3,9 @@
 Bands are what everything fast rests on: a tile is classified by comparing numbers, the kernel keeps lo and hi of its rows in
 registers, and N-D masks are products of 1-D ones. Whatever cannot be solved for one key coordinate stays in the residual, so nothing
 is lost. Every band lies within the key grid: a key tile that crosses the grid's end is never full.
+
+A band may also depend on the head, the batch element and run-time tables read by the query (where a packed document begins, a window
+for each head): to the kernel these are numbers of its rows like any other.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ def _split_mask(mask: Node, graph: Graph) -> Node:
         bounds.extend(solved) if solved is not None else rest.append(term)
     bands = tuple(_band(axis, [b for b in bounds if b.axis == axis], graph) for axis in range(graph.rank))
     residual = all_of(rest)
-    used = {t.name for t in tables(residual)}
+    used = {t.name for expression in (residual, *(end for band in bands for end in band)) for t in tables(expression)}
     reads = tuple(i for i in mask.inputs[1:] if i["name"] in used)
     return node(GraphOp.MASK, mask.inputs[0], *reads, bands=bands, residual=residual)
 
@@ -56,19 +59,19 @@ def _split_mask(mask: Node, graph: Graph) -> Node:
 
 
 def _solve_term(term: Expr, rank: int) -> list[Bound] | None:
-    """Bounds equivalent to the term, or None. A bound may depend on its own axis's query coordinate, lengths and residues only."""
+    """Bounds equivalent to the term, or None. Of coordinates, a bound may depend on its own axis's query coordinate and residue only."""
     if term.op is Op.CONST and term.value is True:
         return []
     if term.op not in (Op.LT, Op.LE, Op.EQ) or term.args[0].kind is not Kind.INT:
         return None
     axes = [axis for axis in range(rank) if f"k{axis}" in variables(term)]
-    if len(axes) != 1 or not _depends_only_on(term, axes[0]) or tables(term):
+    if len(axes) != 1 or not _depends_only_on(term, axes[0]):
         return None
     return _solve_comparison(term, axes[0])
 
 
 def _depends_only_on(term: Expr, axis: int) -> bool:
-    allowed = {f"k{axis}", f"q{axis}", f"r{axis}"}
+    allowed = {f"k{axis}", f"q{axis}", f"r{axis}", "b", "h"}
     return all(name in allowed or name.startswith("n") for name in variables(term))
 
 
@@ -104,7 +107,7 @@ def _isolate(side: Expr, limit: Expr, axis: int, low: bool) -> Bound | None:
         if moved is None:
             return None
         side, (limit, low) = side.args[at], moved
-    return Bound(axis, low, limit)
+    return Bound(axis, low, cancelled(limit))
 
 
 def _move(op: Op, at: int, others: list[Expr], limit: Expr, low: bool) -> tuple[Expr, bool] | None:
@@ -122,6 +125,28 @@ def _move(op: Op, at: int, others: list[Expr], limit: Expr, low: bool) -> tuple[
     if op is Op.MUL:  # x * c >= limit means x >= ceil(limit / c)
         return ((limit + (other - 1)) // other, True) if low else (limit // other, False)
     return (limit * other, True) if low else (limit * other + (other - 1), False)
+
+
+def cancelled(total: Expr) -> Expr:
+    """A sum without what it both adds and takes away, as the start of a document often is."""
+    counts: dict[Expr, int] = {}
+    terms = _summands(total, 1)
+    for term, sign in terms:
+        counts[term] = counts.get(term, 0) + sign
+    kept = [(term, n) for term, n in counts.items() if n]
+    if len(kept) == len(terms):
+        return total
+    found: Expr = const(0)
+    for term, n in kept:
+        found = found + term * n if n > 0 else found - term * -n
+    return found
+
+
+def _summands(total: Expr, sign: int) -> list[tuple[Expr, int]]:
+    if total.op in (Op.ADD, Op.SUB):
+        left, right = total.args
+        return _summands(left, sign) + _summands(right, sign if total.op is Op.ADD else -sign)
+    return _summands(total.args[0], -sign) if total.op is Op.NEG else [(total, sign)]
 
 
 # ---- bands -----------------------------------------------------------------------------------------------------------------

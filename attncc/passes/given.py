@@ -47,11 +47,11 @@ def _open_axes(spec: AttentionSpec) -> Iterator[str]:
         yield from (f"{name}[{a}]" for a, n in enumerate(axes) if n is None)
 
 
-def known_tables(residual: Expr, given: Mapping[str, Any] | None, sizes: Mapping[str, int]) -> tuple[dict[str, Ints], int]:
+def known_tables(mask: Expr, given: Mapping[str, Any] | None, sizes: Mapping[str, int]) -> tuple[dict[str, Ints], int]:
     """The run-time tables that a mask reads, as int64 arrays, and the batch size.
 
     Args:
-        residual: the part of a mask that reads tables.
+        mask: what reads the tables.
         given: tables by name, anything numpy can read (tensors on any device too); names the mask does not read are left out.
         sizes: "H", "NQ", "NK", and "B" where the batch size is known.
 
@@ -59,7 +59,7 @@ def known_tables(residual: Expr, given: Mapping[str, Any] | None, sizes: Mapping
         InputError: a missing table, a wrong shape, values that are no 32-bit integers.
     """
     given, sizes, found = given or {}, dict(sizes), {}
-    reads = [t for t in tables(residual) if t.values is None]
+    reads = [t for t in tables(mask) if t.values is None]
     missing = [t for t in reads if t.name not in given]
     if missing:
         names = ", ".join(map(_form, missing))

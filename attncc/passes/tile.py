@@ -118,7 +118,7 @@ class Pricer:
         for axis, (q_side, k_side) in enumerate(zip(q_tile, k_tile)):
             axis_visited, axis_full = self.sides(axis, q_side, k_side)
             visited, full = visited * axis_visited, full * axis_full
-        full = full if self.mask.separable else 0
+        full = full if self.mask.banded else 0
         return prod(q_tile) * prod(k_tile) * (full + MASKED_TILE * (visited - full))
 
     def _sides(self, axis: int, q_side: int, k_side: int) -> tuple[int, int]:
@@ -126,7 +126,7 @@ class Pricer:
         tiling = Tiling(self.mask, (q_side,) * self.body.rank, (k_side,) * self.body.rank)
         mask, rank = self.mask, self.body.rank
         classes = [(r, class_lengths(mask.query, mask.order, (r,) * rank)[axis]) for r in range(mask.order[axis])]
-        found = axis_tiles(mask.bands[axis], axis, classes, tiling.q_tiles[axis], q_side, k_side)
+        found = axis_tiles(mask.hull.bands[axis], axis, classes, tiling.q_tiles[axis], q_side, k_side)
         return int(found.visited.sum()), int(found.full.sum())
 
 

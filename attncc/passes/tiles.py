@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from attncc.ir.expr import Expr, const, substitute, variables
+from attncc.ir.expr import Expr, Op, Table, all_of, const, nodes, substitute, tables, var, variables
 from attncc.ir.graph import Graph, GraphOp, Node
+from attncc.ir.intervals import intervals
 from attncc.passes.canonicalize import Band, bands_predicate
 
 Shape = tuple[int, ...]
@@ -30,13 +31,47 @@ class BoundMask:
         return bands_predicate(self.bands) & self.residual
 
     @property
-    def separable(self) -> bool:
+    def banded(self) -> bool:
         """Whether the mask is a product of bands."""
         return self.residual is const(True)
 
+    @cached_property
+    def separable(self) -> bool:
+        """Whether the mask is a product of bands that lengths decide: the same for all heads, without tables."""
+        return self.banded and all(map(_plain, self.bands))
+
     def varies_with(self, name: str) -> bool:
         """Whether the mask depends on the batch element ("b") or the head ("h")."""
-        return name in variables(self.residual)
+        return name in variables(self.predicate)
+
+    @cached_property
+    def reads(self) -> tuple[Table, ...]:
+        """Run-time tables that the mask reads."""
+        return tuple(tables(self.predicate))
+
+    @cached_property
+    def hull(self) -> BoundMask:
+        """A product of bands that allows at least as much: each as wide as its head and its tables may make it."""
+        bands = tuple(band if _plain(band) else _widest(band) for band in self.bands)
+        return BoundMask(bands, const(True), self.query, self.key, self.order)
+
+    @cached_property
+    def beyond_hull(self) -> Expr:
+        """What the mask asks beside its hull."""
+        ends = [(var(f"k{a}"), *band) for a, band in enumerate(self.bands) if not _plain(band)]
+        return all_of([x for key, low, high in ends for x in (low <= key, key <= high)]) & self.residual
+
+
+def _plain(band: Band) -> bool:
+    return not any(tables(end) or {"b", "h"} & variables(end) for end in band)
+
+
+def _widest(band: Band) -> Band:
+    """The least low and the greatest high, for each query, over all heads, batch elements and entries of tables."""
+    least, most = const(-(2**31)), const(2**31 - 1)
+    box = {name: (const(0), most) for name in ("b", "h")}
+    low, high = (intervals(end, box, {n: (least, most) for n in nodes(end) if n.op is Op.LOAD})[end] for end in band)
+    return low[0], high[1]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from attncc.runtime import autocast, cache, ops
 from attncc.runtime.inputs import Tokens, checked
 from attncc.runtime.program import make_program
 from attncc.spec.attention import AttentionSpec
+from attncc.spec.masks.combine import table_names
 from attncc.targets import target
 
 SOURCE_TARGET = "sm_90"
@@ -34,6 +35,8 @@ class Kernel:
         self._signature, self._name = program.signature, program.name
         self._lse = "lse" in spec.outputs
         self._order = spec.outputs
+        # Tables that come together: a mask may be so plain that it reads but some of them.
+        self._unread = table_names(spec.mask) - set(program.signature.names)
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, layout: str = "bhsd", tokens: Tokens = None, key_tokens: Tokens = None, **inputs: Tensor
@@ -58,7 +61,8 @@ class Kernel:
         Raises:
             InputError: an argument that does not fit the spec; it names the argument.
         """
-        given = autocast.cast(self._signature, {**inputs, "q": q, "k": k, "v": v})
+        read = {name: x for name, x in inputs.items() if name not in self._unread}
+        given = autocast.cast(self._signature, {**read, "q": q, "k": k, "v": v})
         call = checked(self._signature, given, layout, tokens, key_tokens)
         train = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *call.extras))
         out, lse, _ = ops.forward(call.q, call.k, call.v, call.extras, self._name, call.lengths, layout == "bshd", train)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from attncc.errors import UnsupportedError
 from attncc.ir.arrays import torch_arrays
-from attncc.ir.expr import Expr, const, tables, var
+from attncc.ir.expr import Expr, var
 from attncc.ir.intervals import interval
 from attncc.ir.values import evaluate_all, range_tables
 from attncc.passes.block_mask import BlockMask, block_mask
@@ -74,7 +74,7 @@ class Candidates:
 
 def candidates(mask: BoundMask, q_tile: Shape, k_tile: Shape, device: torch.device) -> Candidates:
     """Candidates of every row: tiles that the bands do not rule out."""
-    found = block_mask(BoundMask(mask.bands, const(True), mask.query, mask.key, mask.order), q_tile, k_tile)
+    found = block_mask(mask.hull, q_tile, k_tile)
     tiles, kinds = _padded(found)
     ends = _row_ends(found.tiling) | _key_ends(found.tiling, tiles)
     on_device = {name: torch.from_numpy(column).to(device) for name, column in ends.items()}
@@ -130,9 +130,9 @@ class Filler:
 
     @cached_property
     def bounds(self) -> tuple[Expr, Expr]:
-        """(surely, possibly) of the residual over a box of coordinates."""
+        """(surely, possibly), over a box of coordinates, of what the candidates leave open."""
         rank = len(self.mask.query)
-        return interval(self.mask.residual, {f"{s}{a}": (var(f"{s}{a}.lo"), var(f"{s}{a}.hi")) for s in "qk" for a in range(rank)})
+        return interval(self.mask.beyond_hull, {f"{s}{a}": (var(f"{s}{a}.lo"), var(f"{s}{a}.hi")) for s in "qk" for a in range(rank)})
 
     def __call__(self, tables: Mapping[str, Tensor], batch: int, heads: int) -> Lists:
         """Lists of one call; `tables` are on the candidates' device."""
@@ -189,7 +189,7 @@ class ListCache:
         """Lists of a call: for its lengths by axis, its run-time tables by name, its batch and heads, on its device."""
         filler = self._cached((query, key, device), lambda: self._filler(query, key, device))
         if isinstance(filler, Filler):
-            return filler({t.name: inputs[t.name] for t in tables(filler.mask.residual)}, batch, heads)
+            return filler({t.name: inputs[t.name] for t in filler.mask.reads}, batch, heads)
         if not filler.varies_with("b"):
             batch = 1
         known: Lists = self._cached((query, key, device, batch), lambda: self._known(filler, batch, heads, device))
@@ -198,7 +198,7 @@ class ListCache:
     def _filler(self, query: Shape, key: Shape, device: torch.device) -> Filler | BoundMask:
         """What the lengths decide: how to fill lists from run-time tables, or, where the mask reads none, just the mask."""
         mask = bind(self.kernel.graph, query, key)
-        if not tables(mask.residual):
+        if not mask.reads:
             return mask
         return Filler(mask, candidates(mask, self.kernel.q_tile, self.kernel.k_tile, device))
 

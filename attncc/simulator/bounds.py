@@ -49,7 +49,7 @@ def classify(
     if not mask.separable and prod(q_tile) * prod(k_tile) > LARGEST_TILE:
         raise InputError("q_tile", f"this mask is evaluated tile by tile: take tiles of at most {LARGEST_TILE} pairs")
     sizes = {"H": spec.heads, "NQ": prod(query), "NK": prod(key), **({} if batch is None else {"B": batch})}
-    known, elements = known_tables(mask.residual, tables, sizes)
+    known, elements = known_tables(mask.predicate, tables, sizes)
     return block_mask(mask, q_tile, k_tile, known, elements, spec.heads)
 
 

@@ -23,7 +23,7 @@ class Example:
 
 
 _DOCUMENTS = np.repeat([0, 1, 2], [9, 5, 18])
-_STARTS = np.repeat([0, 9, 14], [9, 5, 18])
+_PACKED = {"document_starts": np.repeat([[0, 9, 14]], [9, 5, 18], 1), "document_ends": np.repeat([[9, 14, 32]], [9, 5, 18], 1)}
 _MARKED = np.isin(np.arange(32), [4, 19]).astype(np.int64)
 _BLOCKS = np.array([[[1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 1, 1]], [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]]])
 
@@ -51,7 +51,7 @@ MASKS = (
     Example(masks.SlidingWindow(left=5, right=0) | masks.Sinks(count=2)),
     Example(~masks.Partition(size=8)),
     Example(masks.PerHead(masks=(masks.SlidingWindow(left=4, right=0), masks.Causal()))),
-    Example(masks.Documents(mask=masks.SlidingWindow(left=5, right=0)), tables={"document_starts": _STARTS[None]}),
+    Example(masks.Documents(mask=masks.SlidingWindow(left=5, right=0)), tables=_PACKED),
 )
 LOADS = (Example(loads.QKNorm(weights=True)), Example(loads.Rotary(base=500_000.0)))
 SCORES = (

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from attncc import AttentionSpec, gates, knobs, masks, pipeline, scores
+from attncc import AttentionSpec, document_tables, gates, knobs, masks, pipeline, scores
 from attncc.runtime import cache
 from attncc.runtime.lists import ListCache
 from attncc.targets import target as target_record
@@ -141,3 +141,32 @@ def test_misaligned_tensors_are_a_compile_of_their_own(target: str) -> None:
         module.forward(*tensors(length))
         module.forward(*(torch.nn.functional.pad(x, (1, 2))[..., 1:-2] for x in tensors(length)))
     assert compiled(module) == 2
+
+
+PACKINGS = 1000
+
+
+def test_a_thousand_packings_are_one_compile(target: str) -> None:
+    """Packed documents of other numbers, lengths and paddings, in sequences of other lengths; nothing is made on the host for them."""
+    spec = AttentionSpec(tokens=(None,), mask=masks.Documents(mask=masks.Neighborhood(window=65) & masks.Causal()), **OPEN)
+    plan = pipeline.plan(spec, target)
+    assert plan.kernels[0].block_mask == "ranges"
+    module, random = cache.module(plan, spec.to_json(indent=None)), torch.Generator().manual_seed(0)
+    for packing in range(PACKINGS):
+        tokens = LENGTHS[packing % 3] + packing // 3
+        cuts = torch.randint(0, tokens + 1, (1 + packing % 40,), generator=random).sort().values
+        packed = document_tables(torch.cat([torch.zeros(1, dtype=torch.long), cuts]), tokens)
+        module.forward(*tensors(tokens), **packed)
+    assert compiled(module) == 1
+
+
+def test_packings_under_lists_are_one_compile(target: str) -> None:
+    spec = AttentionSpec(tokens=(None,), mask=masks.Documents(mask=masks.Sinks(count=4) | masks.SlidingWindow(left=64, right=0)), **OPEN)
+    plan = pipeline.plan(spec, target)
+    module, lists = cache.module(plan, spec.to_json(indent=None)), ListCache(plan.kernels[0])
+    for packing in range(40):
+        tokens = 300 + packing
+        packed = document_tables(torch.tensor([0, packing, 3 * packing, 3 * packing, 290]), tokens)
+        made = lists((tokens,), (tokens,), packed, 1, 2, torch.device("cpu"))
+        module.forward(*tensors(tokens), **packed, lists=made)
+    assert compiled(module) == 1

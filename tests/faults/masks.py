@@ -8,6 +8,7 @@ WINDOWS, TOKENS, LABELS = "attncc/spec/masks/windows.py", "attncc/spec/masks/tok
 COMBINE, BASE = "attncc/spec/masks/combine.py", "attncc/spec/masks/base.py"
 TESTS = "tests/spec/test_masks.py"
 WORKED, REFUSED = f"{TESTS}::test_worked_examples", f"{TESTS}::test_what_is_refused"
+DOCUMENTS = "tests/runtime/test_documents.py"
 LISTS = "tests/runtime/test_lists.py::test_no_tile_is_lost_and_none_called_full_that_is_not"
 
 MASKS: tuple[Fault, ...] = (
@@ -79,16 +80,65 @@ MASKS: tuple[Fault, ...] = (
     Fault(
         "masks: documents that see one another",
         COMBINE,
-        "return query.equals(key) & substitute",
+        'return (first <= grid.flat("k")) & (grid.flat("k") < last) & substitute',
         "return substitute",
         (f"{TESTS}::test_documents_restart",),
     ),
     Fault(
         "masks: a whole document's positions",
         COMBINE,
-        '"k0": grid.flat("k") - key}',
-        '"k0": grid.flat("k")}',
+        '"k0": grid.flat("k") - first',
+        '"k0": grid.flat("k")',
         (f"{TESTS}::test_documents_restart",),
+    ),
+    Fault(
+        "documents: padding that begins at the first key",
+        "attncc/runtime/documents.py",
+        "zip(names, (1, 0), (beyond, 0))",
+        "zip(names, (1, 0), (0, 0))",
+        (f"{DOCUMENTS}::test_tables_of_a_packing",),
+    ),
+    Fault(
+        "documents: tokens of a document's end in the one before",
+        "attncc/runtime/documents.py",
+        "torch.searchsorted(bounds, at, right=True)",
+        "torch.searchsorted(bounds, at)",
+        (f"{DOCUMENTS}::test_a_packing_is_its_documents",),
+    ),
+    Fault(
+        "documents: every batch element packed as the first",
+        "attncc/runtime/blocked/banded.py",
+        "(range(b * heads, (b + 1) * heads), b, 0) for b",
+        "(range(b * heads, (b + 1) * heads), 0, 0) for b",
+        (f"{DOCUMENTS}::test_a_packing_for_each_batch_element",),
+    ),
+    Fault(
+        "canonicalize: what a sum takes away, added",
+        "attncc/passes/canonicalize.py",
+        "sign if total.op is Op.ADD else -sign)",
+        "sign)",
+        (f"{DOCUMENTS}::test_a_packing_is_its_documents",),
+    ),
+    Fault(
+        "canonicalize: a table of a band is no input",
+        "attncc/passes/canonicalize.py",
+        "for expression in (residual, *(end for band in bands for end in band))",
+        "for expression in (residual,)",
+        (f"{DOCUMENTS}::test_tables_of_documents_are_inputs",),
+    ),
+    Fault(
+        "block mask: full tiles of a band listed twice",
+        "attncc/passes/block_mask.py",
+        "tile += np.where(tile >= full_first[at], (full_stop - full_first)[at], 0)",
+        "pass",
+        ("tests/passes/test_block_mask.py::test_hard_masks",),
+    ),
+    Fault(
+        "tiles: a hull narrower than what tables may hold",
+        "attncc/passes/tiles.py",
+        "return low[0], high[1]",
+        "return low[1], high[0]",
+        (LISTS,),
     ),
     Fault(
         "intervals: of a table's row only the ends looked at",

@@ -141,6 +141,15 @@ HARD: dict[str, Run] = {
     "documents": run(
         {"kind": "documents", "mask": {"kind": "or", "masks": [CAUSAL, {"kind": "prefix", "length": 6}]}}, [None], lengths=(53,), batch=2
     ),
+    "windows that move inward in documents": run(
+        {"kind": "documents", "mask": neighborhood([5], stride=2)}, [None], lengths=(70,), batch=3, heads=2, outputs=BOTH
+    ),
+    "documents of two sides": run(
+        {"kind": "documents", "mask": LAST, "key_starts": "key_first", "key_ends": "key_stop"}, [45], key_tokens=[60], batch=3, outputs=BOTH
+    ),
+    "a window for each head": run(predicate("k <= q and q - k < window[h]"), [40], heads=3, outputs=BOTH),
+    "a prefix for each sample": run({"kind": "prefix_per_sample"}, [20], key_tokens=[50], batch=4, outputs=BOTH),
+    "a range for each query": run(predicate("low[b, q] * 9 - 9 <= k < high[h, q] * 11"), [40], heads=2, batch=2, outputs=BOTH),
     "a table of blocks": run({"kind": "block_table", "q_block": 7, "k_block": 5}, [40], key_tokens=[33], heads=2, batch=2, outputs=BOTH),
     "marked tokens and a window": run(
         {"kind": "or", "masks": [{"kind": "global_tokens", "labels": "marks"}, {"kind": "window", "left": 3, "right": 2}]}, [40], batch=2
@@ -224,3 +233,14 @@ def kinds_of_boxes(boxed: Run, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(boxed.module, "_box_kind", watched)
     assert_equals_oracle(boxed)
     return seen
+
+
+def test_ends_of_bands_near_the_ends_of_32_bits(poisoned: None) -> None:
+    """Bands that tables give may lie anywhere; sums of their entries need more than 32 bits."""
+    far = on(run({"kind": "documents", "mask": {"kind": "sliding_window", "left": 9, "right": 9}}, [40], outputs=BOTH))
+    least, most = -(2**31), 2**31 - 1
+    starts, ends = far.tensors[3]["document_starts"], far.tensors[3]["document_ends"]
+    starts[0, :6], ends[0, :6] = torch.tensor([least, most, 5, 0, least, most]), torch.tensor([most, most, least, most, least, least])
+    assert far.plan.kernels[0].block_mask == "ranges"
+    lse = far.outputs()["lse"][0, 0]
+    assert (lse[:6] > -torch.inf).tolist() == [True, False, False, True, False, False]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.oracle.loads import load_inputs
 from tests.oracle.masks import Spec, concrete, table_axes
-from tests.oracle.patterns import random_table
+from tests.oracle.patterns import packing, random_table
 
 
 def random_inputs(
@@ -91,6 +91,9 @@ def _normalizer_inputs(spec: Spec, values: Sequence[int]) -> dict[str, list[Any]
 def _int_table(rng: np.random.Generator, spec: Spec, size: dict[str, int], axes: Any) -> np.ndarray:
     if isinstance(axes, str):
         return _label_runs(rng, [size[axis] for axis in axes])
+    if axes[0] == "packing":
+        seed = int(rng.bit_generator.seed_seq.entropy)  # type: ignore[attr-defined]
+        return packing(seed, size["b"], size["q"], size["k"])[axes[1]]
     grids = {"q": spec["tokens"], "k": spec["key_tokens"]}
 
     def length(axis: Any) -> int:

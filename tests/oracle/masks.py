@@ -120,13 +120,13 @@ def _neighborhood(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
     grid, key_grid = ([int(n) for name, n in at.items() if name[:-1] == f"n{letter}"] for letter in "qk")
     if grid != key_grid or len(grid) != rank:
         raise ValueError("a neighborhood needs one grid for queries and keys, of the rank of its window")
-    axes = [neighborhood_axis(*each) for each in zip(grid, *options, strict=True)]
+    axes = [neighborhood_axis(*each, "short" in at) for each in zip(grid, *options, strict=True)]
     return reduce(np.kron, axes)  # row-major tokens: AND over axes is the Kronecker product
 
 
-def neighborhood_axis(length: int, window: int, stride: int, dilation: int, causal: bool) -> np.ndarray:
-    """Generalized neighborhood attention on one axis (arXiv 2504.16922), bool ``[length, length]``."""
-    if window * dilation > length:
+def neighborhood_axis(length: int, window: int, stride: int, dilation: int, causal: bool, short: bool = False) -> np.ndarray:
+    """Generalized neighborhood attention on one axis (arXiv 2504.16922), bool ``[length, length]``; ``short`` axes may hold no window."""
+    if window * dilation > length and not short:
         raise ValueError(f"window {window} with dilation {dilation} does not fit {length} tokens")
     allowed = np.zeros((length, length), dtype=bool)
     for residue in range(dilation):
@@ -139,7 +139,7 @@ def neighborhood_axis(length: int, window: int, stride: int, dilation: int, caus
                 start, stop = max(leader - window + 1, 0), i + 1
             else:
                 leader = min(group + stride // 2, last)
-                start = min(max(leader - window // 2, 0), len(tokens) - window)  # shifted inward, never cut
+                start = max(min(max(leader - window // 2, 0), len(tokens) - window), 0)  # shifted inward, never cut
                 stop = start + window
             allowed[query, tokens[start:stop]] = True
     return allowed
@@ -169,10 +169,18 @@ def _per_head(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
 
 
 def _documents(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
-    starts = _table(inputs[mask.get("starts", "document_starts")])
-    q, k = starts[at["b"], at["q"]], starts[at["b"], at["k"]]
-    inside = {**at, "q": at["q"] - q, "k": at["k"] - k, "q0": at["q0"] - q, "k0": at["k0"] - k}
-    return (q == k) & _mask(mask["mask"], inside, inputs)
+    """Documents one by one: each is a small attention of its own, put in its place."""
+    names = [mask.get(name) or f"document_{name}" for name in ("starts", "ends")]
+    key_names = [mask.get(f"key_{name}") or names[i] for i, name in enumerate(("starts", "ends"))]
+    tables = [_table(inputs[name]) for name in (*names, *key_names)]
+    allowed = np.zeros((at["b"].size, at["h"].size, int(at["nq"]), int(at["nk"])), dtype=bool)
+    for b in range(at["b"].size):
+        for q0, q1, k0, k1 in {tuple(int(t[b, q]) for t in tables) for q in range(int(at["nq"]))}:
+            if k0 < k1:
+                own = indices({"tokens": [q1 - q0], "key_tokens": [k1 - k0], "heads": at["h"].size}, 1)
+                own |= {"b": at["b"][b : b + 1], "short": np.array(True)}
+                allowed[b, :, q0:q1, k0:k1] = _mask(mask["mask"], own, inputs)
+    return allowed
 
 
 def _predicate(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:

@@ -160,7 +160,9 @@ def pattern_tables(mask: Spec) -> list[tuple[str, tuple[Any, ...]]]:
         found.append((mask["labels"], ("marks", "b", "q")))
         found += [(mask["key_labels"], ("marks", "b", "k"))] if mask.get("key_labels") else []
     if kind == "documents":
-        found.append((mask.get("starts", "document_starts"), ("starts", "b", "q")))
+        for end in ("starts", "ends"):
+            found.append((mask.get(end) or f"document_{end}", ("packing", end)))
+            found += [(mask[f"key_{end}"], ("packing", f"key_{end}"))] if mask.get(f"key_{end}") else []
     if kind == "block_table":
         first = ["b" if mask.get("per_batch", True) else 1, "h" if mask.get("per_head", True) else 1]
         found.append((mask.get("table", "block_table"), ("blocks", *first, ("q", mask["q_block"]), ("k", mask["k_block"]))))
@@ -174,6 +176,25 @@ def random_table(rng: np.random.Generator, holds: str, shape: Sequence[int], key
     if holds in ("marks", "blocks"):
         share = 0.15 if holds == "marks" else 0.5
         return (rng.choice([1, -3, 7], size=shape) * (rng.random(shape) < share)).astype(np.int32)
-    first = rng.random(shape) < 4 / shape[-1]
-    first[..., 0] = True
-    return np.maximum.accumulate(np.where(first, np.arange(shape[-1]), 0), axis=-1).astype(np.int32)
+    raise KeyError(holds)
+
+
+def packing(seed: int, batch: int, queries: int, keys: int) -> dict[str, np.ndarray]:
+    """Documents of a batch, some empty, some without queries or without keys, and padding at the end of both; int32 `[batch, queries]`.
+
+    `key_starts` and `key_ends` are those of a key grid of its own.
+    """
+    rng = np.random.default_rng([seed, queries, keys])
+    ends = ("starts", "ends", "key_starts", "key_ends")
+    found = {end: np.zeros((batch, queries), np.int32) for end in ends}
+    found["starts"][:], found["key_starts"][:] = queries, keys
+    for b in range(batch):
+        count = int(rng.integers(1, 6))
+        cuts, key_cuts = (np.sort(rng.integers(0, n + 1, count + 1)) for n in (queries, keys))
+        cuts[0], key_cuts[0] = 0, 0
+        if rng.random() < 0.5:
+            cuts[-1], key_cuts[-1] = queries, keys
+        for row in zip(cuts[:-1], cuts[1:], key_cuts[:-1], key_cuts[1:]):
+            for end, value in zip(ends, row, strict=True):
+                found[end][b, row[0] : row[1]] = value
+    return found

@@ -106,6 +106,10 @@ HARD: dict[str, tuple[Case, tuple[int, ...], tuple[int, ...]]] = {
     "a negative divisor": (case_of(predicate("(q - k) // (-3) > 1 and (k - q) % (-4) < -1"), [19]), (4,), (4,)),
     "the head decides": (case_of(predicate("k <= q * (h + 1)"), [19]), (4,), (4,)),
     "the batch element decides": (case_of(predicate("k * (b + 1) <= q"), [19]), (4,), (4,)),
+    "documents": (
+        case_of({"kind": "documents", "mask": {"kind": "sliding_window", "left": 9, "right": 9, "align": "top_left"}}, [57]), (4,), (4,),
+    ),
+    "a window for each head": (case_of(predicate("abs(q - k) <= 7 * h + 6"), [41]), (4,), (4,)),
     "a hole in a square": (case_of(predicate("not (2 <= q0 - k0 < 4 or k1 == q1)"), [6, 7]), (2, 4), (3, 2)),
 }  # fmt: skip
 

@@ -60,21 +60,26 @@ def test_bands_and_residual_are_the_mask(case: Case) -> None:
 @given(cases(SIZES, mask_only=True))
 def test_bands_lie_within_the_keys(case: Case) -> None:
     mask = bound_mask(case.spec, *case.grids)
+    given = {name: x.numpy() for name, x in case.inputs(torch.float32)[3].items()}
     for a, (low, high) in enumerate(mask.bands):
-        for r in range(mask.order[a]):
+        for r, b, h in np.ndindex(mask.order[a], case.batch, case.spec["heads"]):
             queries, keys = (max(0, -(-(grid[a] - r) // mask.order[a])) for grid in (mask.query, mask.key))
-            at = {f"q{a}": np.arange(queries), f"r{a}": r}
-            least, greatest = (np.broadcast_to(x, queries) for x in evaluate_all([low, high], at))
+            at = {f"q{a}": np.arange(queries), f"r{a}": r, "b": b, "h": h, **given}
+            ends = [low, high, *mask.hull.bands[a]]
+            least, greatest, lower, upper = (np.broadcast_to(x, queries) for x in evaluate_all(ends, at))
             assert (least >= 0).all() and (greatest <= keys - 1).all()
+            assert (lower <= least).all() and (greatest <= upper).all()
 
 
 @given(cases(SIZES, mask_only=True))
 def test_what_bands_may_depend_on(case: Case) -> None:
-    """A band of an axis is a function of that axis's query coordinate, its residue and lengths: kernels keep it by row."""
+    """A band of an axis is a function of that axis's query coordinate, its residue, the head, lengths: kernels keep it by row."""
     graph = canonicalize(order_tokens(lower(AttentionSpec.model_validate(case.spec))))
     for a, band in enumerate(the_mask(graph)["bands"]):
-        assert not tables(*band)
-        assert all(name in (f"q{a}", f"r{a}") or name.startswith("n") for name in variables(*band))
+        assert all(name in (f"q{a}", f"r{a}", "b", "h") or name.startswith("n") for name in variables(*band))
+    mask = bound_mask(case.spec, *case.grids)
+    assert not tables(*(end for band in mask.hull.bands for end in band))
+    assert all(name in (f"q{a}", f"r{a}") for a, band in enumerate(mask.hull.bands) for name in variables(*band))
 
 
 def test_a_neighborhood_is_bands_alone() -> None:

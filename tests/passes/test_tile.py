@@ -11,12 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attncc.errors import UnsupportedError
-from attncc.ir.expr import const
 from attncc.passes.block_mask import block_mask
 from attncc.passes.footprint import Configuration, shared_bytes
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tile import MASKED_TILE, Pricer, shapes
-from attncc.passes.tiles import BoundMask
 from attncc.pipeline import plan
 from attncc.spec.attention import AttentionSpec
 from attncc.targets import TARGETS, target
@@ -106,8 +104,8 @@ def test_prices_are_the_block_masks(case: Case, data: st.DataObject) -> None:
     mask = bound_mask(case.spec, *case.grids)
     side = st.sampled_from([1, 2, 4, 8])
     q_tile, k_tile = (tuple(data.draw(side) for _ in mask.query) for _ in "qk")
-    bands = block_mask(BoundMask(mask.bands, const(True), mask.query, mask.key, mask.order), q_tile, k_tile)
-    full = bands.full if mask.separable else 0
+    bands = block_mask(mask.hull, q_tile, k_tile)
+    full = bands.full if mask.banded else 0
     wanted = prod(q_tile) * prod(k_tile) * (full + MASKED_TILE * (bands.visited - full))
     pricer = Pricer(plan(AttentionSpec.model_validate(case.spec), "cpu").kernels[0].graph)
     vars(pricer)["mask"] = mask  # at the case's lengths, not the nominal ones

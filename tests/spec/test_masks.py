@@ -162,11 +162,21 @@ def test_marked_tokens() -> None:
 
 def test_documents_restart() -> None:
     """Offsets 0, 2, 5: the fourth token is the second of its document."""
-    starts = {"document_starts": [[0, 0, 2, 2, 2, 5, 5]]}
+    starts = {"document_starts": [[0, 0, 2, 2, 2, 5, 5]], "document_ends": [[2, 2, 5, 5, 5, 7, 7]]}
     causal = masked({"kind": "documents", "mask": {"kind": "causal"}}, [7], starts)
     assert keys(causal, 3) == [2, 3]
     cells = masked({"kind": "documents", "mask": {"kind": "partition", "size": 2}}, [7], starts)
     assert [keys(cells, q) for q in (0, 2, 4, 6)] == [[0, 1], [2, 3], [4], [5, 6]]
+    near = masked({"kind": "documents", "mask": {"kind": "neighborhood", "window": [3]}}, [7], starts)
+    assert [keys(near, q) for q in (0, 2, 3, 6)] == [[0, 1], [2, 3, 4], [2, 3, 4], [5, 6]], "a window moves inward within its document"
+
+
+def test_documents_of_two_sides() -> None:
+    """Two and one queries before one and three keys, the last query and key of a document opposite; then padding."""
+    mask = {"kind": "documents", "mask": {"kind": "causal", "align": "bottom_right"}, "key_starts": "first", "key_ends": "stop"}
+    tables = {"document_starts": [[0, 0, 2, 4]], "document_ends": [[2, 2, 3, 0]], "first": [[0, 0, 1, 9]], "stop": [[1, 1, 4, 0]]}
+    found = masked(mask, [4], tables, key_tokens=[6])
+    assert [keys(found, q) for q in range(4)] == [[], [0], [1, 2, 3], []]
 
 
 def test_tables_of_blocks() -> None:
@@ -244,9 +254,11 @@ BAD: dict[str, tuple[Json, str]] = {
     "a group too many": (bad("per_head", masks=[CAUSAL] * 2, groups=[[0], [1], [2, 3]]), r"one group for each mask"),
     "what a head's mask refuses": (bad("per_head", masks=[CAUSAL, {"kind": "prefix", "length": 65}]), r"length 65 exceeds the 64 key"),
     "documents of tables": (bad("documents", mask={"kind": "segments"}), r"'segments' is read by positions of the whole sequence"),
-    "documents of lengths": (bad("documents", mask={"kind": "predicate", "text": "k < nk - 1"}), r"depends on n.0, and documents differ"),
     "documents on a grid": (bad("documents", SQUARE, mask=CAUSAL), r"documents are packed on one axis of tokens"),
-    "documents of keys": (bad("documents", {**LINE, "key_tokens": [9]}, mask=CAUSAL), r"documents are packed on one axis of tokens"),
+    "documents of keys": (bad("documents", {**LINE, "key_tokens": [9]}, mask=CAUSAL), r"key_starts and key_ends: both with key_tokens"),
+    "documents key_starts": (bad("documents", mask=CAUSAL, key_starts="first"), r"key_starts and key_ends: both with key_tokens, neither"),
+    "documents key_ends": (bad("documents", {**LINE, "key_tokens": [9]}, mask=CAUSAL, key_starts="first"), r"key_starts and key_ends:"),
+    "documents ends": (bad("documents", mask=CAUSAL, ends="out"), r"no run-time input may be called 'out'"),
     "documents starts": (bad("documents", mask=CAUSAL, starts="1st"), r"starts.*pattern"),
     "what a document's mask refuses": (bad("documents", mask={"kind": "partition", "size": 3, "shift": 3}), r"shift 3 is no less"),
 }  # fmt: skip

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from attncc.ir.arrays import torch_arrays
-from attncc.ir.expr import const, tables
 from attncc.passes.block_mask import BlockMask, block_mask
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import BoundMask, Shape, bind, ceildiv
@@ -41,12 +40,11 @@ def routed_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands, kept: 
 def tile_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands) -> tuple[Plans, TileMask]:
     """Plans over the flattened (batch, head) range, one for each part of it with lists of its own, and the mask of partial tiles."""
     batch, heads, device = *operands.q.shape[:2], operands.q.device
-    read = tables(mask.residual)
-    if not read:
+    if not mask.reads:
         return _known(kernel, mask.query, mask.key, batch, heads, device)
     places = Places.of(kernel.graph, operands)
     if host_reads(device):
-        values = {t.name: operands.tables[t.name].numpy() for t in read}
+        values = {t.name: operands.tables[t.name].numpy() for t in mask.reads}
         found = block_mask(mask, *_sides(kernel, mask), values, batch, heads)
         return _ranged(found, batch, heads, device), TileMask(partial(places.allowed, mask.predicate), False)
     by_head = mask.varies_with("b") or mask.varies_with("h")
@@ -67,7 +65,7 @@ def _known(kernel: KernelPlan, query: Shape, key: Shape, batch: int, heads: int,
 def _candidates(kernel: KernelPlan, query: Shape, key: Shape, device: torch.device) -> TilePlan:
     """Every tile that the bands leave, as a partial one."""
     mask = bind(kernel.graph, query, key)
-    found = block_mask(BoundMask(mask.bands, const(True), query, key, mask.order), *_sides(kernel, mask))
+    found = block_mask(mask.hull, *_sides(kernel, mask))
     plan = _tile_plan(found, 0, device)
     rows = [np.repeat(np.arange(found.tiling.rows), np.diff(side.offsets)) for side in (plan.full, plan.partial)]
     tiles = np.concatenate([plan.full.tiles, plan.partial.tiles])[np.argsort(np.concatenate(rows), kind="stable")]

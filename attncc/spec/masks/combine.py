@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from attncc.ir.expr import Expr, Kind, Table, all_of, load, substitute, tables, var, variables
+from attncc.ir.expr import Expr, Kind, Table, all_of, load, substitute, tables, var
 from attncc.spec.masks.base import TABLE_NAME, Pattern, Reach, any_of
 from attncc.spec.masks.labels import BlockTable, Segments
 from attncc.spec.masks.text import Predicate
@@ -115,41 +115,49 @@ def _among(heads: tuple[int, ...]) -> Expr:
 
 
 class Documents(Pattern):
-    """`mask` within each document of a packed sequence, on positions that count from the document's start.
+    """`mask` within each document of a packed sequence; positions and lengths in it are the document's own.
 
-    `starts` names a run-time integer table `[B, N]`: for every token the index of its document's first token. Other packings are other
-    tables, never another kernel. The mask may depend on positions and heads, not on lengths or tables.
+    `starts` and `ends` name run-time integer tables `[B, Nq]`: for every query the first token of its document and the one after the last,
+    as `attncc.document_tables(cu_seqlens, tokens)` makes them. Query q sees keys start <= k < end, at positions q - start and k - start.
+    Keys with a grid of their own (key_tokens) have `key_starts` and `key_ends`, also `[B, Nq]`: where the keys of the query's document
+    lie. Other packings are other tables, never another kernel. An empty range is a query without keys, as padding is. A neighborhood
+    wider than its document sees all of it (of the query's residue class).
     """
 
     kind: Literal["documents"] = "documents"
     mask: Mask
     starts: str = Field(default="document_starts", pattern=TABLE_NAME)
+    ends: str = Field(default="document_ends", pattern=TABLE_NAME)
+    key_starts: str | None = Field(default=None, pattern=TABLE_NAME)
+    key_ends: str | None = Field(default=None, pattern=TABLE_NAME)
 
     @property
     def parts(self) -> tuple[Any, ...]:
         return (self.mask,)
 
     def problems(self, grid: Grid) -> list[str]:
-        if grid.rank != 1 or not grid.shared:
-            return ["documents are packed on one axis of tokens, without key_tokens"]
-        inner = _document(grid)
+        if grid.rank != 1:
+            return ["documents are packed on one axis of tokens"]
+        if (self.key_starts is None) != grid.shared or (self.key_ends is None) != grid.shared:
+            return ["key_starts and key_ends: both with key_tokens, neither without"]
+        inner = Grid((None,), (None,), grid.shared, grid.heads)
         if found := self.mask.problems(inner):
             return found
-        formula = self.mask.predicate(inner)
-        read = [f"mask: {t.name!r} is read by positions of the whole sequence; join it by & outside" for t in tables(formula)]
-        lengths = [f"mask: depends on {name}, and documents differ in length" for name in variables(formula) & {"nq0", "nk0"}]
-        return [*read, *lengths]
+        by_token = (t.name for t in tables(self.mask.predicate(inner)) if {"NQ", "NK"} & set(t.shape))
+        return [f"mask: {name!r} is read by positions of the whole sequence; join it by & outside" for name in by_token]
 
     def predicate(self, grid: Grid) -> Expr:
-        table = Table(self.starts, Kind.INT, ("B", "NQ"))
-        query, key = (load(table, var("b"), grid.flat(side)) for side in "qk")
-        relative = {"q0": grid.flat("q") - query, "k0": grid.flat("k") - key}
-        return query.equals(key) & substitute(self.mask.predicate(_document(grid)), relative)
+        names = (self.starts, self.ends, self.key_starts or self.starts, self.key_ends or self.ends)
+        start, end, first, last = (load(Table(name, Kind.INT, ("B", "NQ")), var("b"), grid.flat("q")) for name in names)
+        own = {"q0": grid.flat("q") - start, "k0": grid.flat("k") - first, "nq0": end - start, "nk0": last - first}
+        inner = self.mask.predicate(Grid((None,), (None,), grid.shared, grid.heads))
+        return (first <= grid.flat("k")) & (grid.flat("k") < last) & substitute(inner, own)
 
 
-def _document(grid: Grid) -> Grid:
-    """The positions of a document, whose length nobody knows."""
-    return Grid((None,), (None,), True, grid.heads)
+def table_names(mask: Mask) -> set[str]:
+    """Names of tables that a call may give together, of masks that read several for each query."""
+    own = {mask.starts, mask.ends, mask.key_starts, mask.key_ends} - {None} if isinstance(mask, Documents) else set()
+    return {str(name) for name in own}.union(*(table_names(part) for part in mask.parts))
 
 
 Mask = Annotated[
