@@ -76,6 +76,7 @@ GATES = {
     "none": None,
     "sigmoid, elementwise": gates.Output(),
     "silu, headwise": gates.Output(activation="silu", granularity="headwise"),
+    "tanh, packed": gates.Output(activation="tanh", granularity="packed"),
     "added, shared": gates.Output(mode="add", granularity="shared"),
 }
 FACTORS = {

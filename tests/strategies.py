@@ -375,8 +375,8 @@ NORMALIZERS: SearchStrategy[Json] = st.one_of(
 GATES: SearchStrategy[Json] = st.fixed_dictionaries(
     {
         "kind": st.just("output"),
-        "activation": st.sampled_from(["sigmoid", "silu"]),
-        "granularity": st.sampled_from(["elementwise", "headwise", "shared"]),
+        "activation": st.sampled_from(["sigmoid", "silu", "relu", "tanh", "identity"]),
+        "granularity": st.sampled_from(["elementwise", "headwise", "shared", "per_key_head", "packed", "packed_headwise"]),
         "mode": st.sampled_from(["multiply", "add"]),
     }
 )
@@ -465,6 +465,7 @@ def _extras(draw: DrawFn, setting: Setting, heads: int, sizes: Sizes, dtypes: Se
         "scores": scores,
         "normalizer": normalizer,
         "gate": draw(_maybe(GATES)),
+        "addend": draw(st.sampled_from([False, False, True])),
         "routing": draw(st.none() | st.none() | routings(heads)) if sizes.routing else None,
         "outputs": ["output", "lse"] if divides and draw(st.booleans()) else ["output"],
     }

@@ -10,6 +10,7 @@ from attncc.codegen.facts import Facts
 from attncc.codegen.lines import indented
 from attncc.codegen.loads import Loads
 from attncc.ir.expr import Expr, Table
+from attncc.ir.graph import logit_share
 from attncc.passes.canonicalize import mask_predicate
 
 LARGEST_CHECK = 1 << 31
@@ -42,7 +43,7 @@ class Dense:
     def functions(self) -> list[list[str]]:
         """`allowed`, the mask; `dense`, the whole formula in float64 (quadratic memory); lists of tiles where the kernel reads them."""
         facts = self.facts
-        gate = ["gate"] if facts.gate else []
+        gate = list(facts.gates)
         mask = [
             f"def allowed({', '.join(['q', 'k', *self.extras()])}):",
             '    """The mask as booleans that broadcast to [B, H, Nq, Nk]."""',
@@ -152,9 +153,13 @@ class Dense:
         return f"{operand}_bias.double().repeat_interleave({self.facts.heads[0] // heads}, 0)[:, None]"
 
     def _gate(self) -> list[str]:
-        if self.facts.gate is None:
-            return []
-        return ["g = gate.double()", f"o = {self._code(self.facts.gate['value'])}"]
+        lines = []
+        for name, gate in self.facts.gates.items():
+            share, _ = logit_share(gate, self.facts.heads[0])
+            of_heads = f".repeat_interleave({share}, 1)" if share > 1 else ""
+            unpacked = f".unflatten(3, ({share}, -1)).transpose(2, 3).flatten(1, 2)" if gate.get("packed") else of_heads
+            lines += [f"g = {name}.double(){unpacked}", f"o = {self._code(gate['value'])}"]
+        return lines
 
     # ---- the self-check ------------------------------------------------------------------------------------------------------------
 
@@ -194,9 +199,9 @@ class Dense:
     def _inputs(self, counts: dict[str, int]) -> list[str]:
         sizes = {"B": 2, "H": self.facts.heads[0], "NQ": counts["q"], "NK": counts["k"]}
         lines = []
-        if self.facts.gate:
-            shape = [sizes.get(str(n), n) for n in self.facts.gate.inputs[1]["shape"]]
-            lines.append(f"gate = random({', '.join(map(str, shape))})")
+        for name, gate in self.facts.gates.items():
+            shape = [sizes.get(str(n), n) for n in gate.inputs[1]["shape"]]
+            lines.append(f"{name} = random({', '.join(map(str, shape))})")
         for table in (*self.facts.tables.values(), *self.facts.load_tables.values()):
             dims = ", ".join(str(sizes.get(str(n), n)) for n in table.shape)
             if table.values is not None:
@@ -209,7 +214,7 @@ class Dense:
 
     def _compare(self) -> list[str]:
         facts = self.facts
-        gate = ["gate"] if facts.gate else []
+        gate = list(facts.gates)
         lists = [] if facts.ranges else [f"lists_of({', '.join(['q', 'k', *self.extras()])})"]
         forward = ["q", "k", "v", *gate, *facts.tables, *facts.load_tables, *lists]
         if facts.rank > 1 and facts.open_lengths():

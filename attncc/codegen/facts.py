@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from attncc.ir.expr import Expr, Table, const, tables
-from attncc.ir.graph import Graph, GraphOp, Node, loads_of, table_of
+from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node, loads_of, logit_share, table_of
 from attncc.passes.footprint import comfort
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import the_mask
@@ -86,7 +86,7 @@ class Facts:
     @cached_property
     def tables(self) -> dict[str, Table]:
         """Tables that expressions read, by name."""
-        streamed = ("q", "k", "v", "gate", *self.load_tables)
+        streamed = ("q", "k", "v", *ROW_INPUTS, *self.load_tables)
         return {name: table_of(n) for name, n in self.inputs.items() if name not in streamed}
 
     @cached_property
@@ -157,14 +157,14 @@ class Facts:
         return float(self.body.find(GraphOp.SCORES)[0]["scale"])
 
     @cached_property
-    def gate(self) -> Node | None:
-        found = self.body.find(GraphOp.GATE)
-        return found[0] if found else None
+    def gates(self) -> dict[str, Node]:
+        """Gates in order, by the name of what they read."""
+        return {n.inputs[1]["name"]: n for n in self.body.find(GraphOp.GATE)}
 
     @property
-    def narrow_gate(self) -> bool:
-        """Whether one logit gates a whole row: such rows are too short to lie on 16-byte boundaries."""
-        return self.gate is not None and self.gate.inputs[1]["shape"][3] == 1 < self.value_width
+    def narrow_gates(self) -> list[str]:
+        """Gates with one logit a row and head: such rows are too short to lie on 16-byte boundaries."""
+        return [name for name, n in self.gates.items() if logit_share(n, self.heads[0])[1] == 1 < self.value_width]
 
     @property
     def lse(self) -> bool:

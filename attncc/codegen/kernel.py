@@ -14,6 +14,7 @@ from attncc.codegen.loads import Loads
 from attncc.codegen.row_state import RowState
 from attncc.codegen.visit import Visit
 from attncc.ir.expr import const
+from attncc.ir.graph import logit_share
 
 LISTS = ["full_begin", "full_end", "full_tiles", "partial_begin", "partial_end", "partial_tiles"]
 
@@ -41,7 +42,7 @@ class Kernel:
     @property
     def tensors(self) -> list[str]:
         """Operands with strides, in the kernel's order."""
-        return ["q", "k", "v", *(["gate"] if self.facts.gate else []), "out"]
+        return ["q", "k", "v", *self.facts.gates, "out"]
 
     @property
     def pointers(self) -> list[str]:
@@ -109,14 +110,29 @@ class Kernel:
             "b = tl.program_id(2)",
         ]  # fmt: skip
         for tensor in self.tensors:
-            heads = {"k": self._head("k"), "v": self._head("v")}.get(tensor, "h")
             by_batch, by_head = (self._step(f"{tensor}_{axis}") for axis in "bh")
-            lines.append(f"{tensor} += b * {by_batch} + {heads} * {by_head}")
+            lines.append(f"{tensor} += b * {by_batch} + {self._head_of(tensor)} * {by_head}{self._packed(tensor)}")
         lines += [f"{t}_n = {self._step(f'{t}_n')}.to(INDEX)" for t in self.tensors]
         return [*lines, *grid.tile_count_lines(self.facts, "q"), *grid.tile_count_lines(self.facts, "k")]
 
     def _step(self, stride: str) -> str:
-        return stride if stride.startswith("gate") and self.facts.narrow_gate else f"_step({stride}, ALIGNED)"
+        return stride if stride.rpartition("_")[0] in self.facts.narrow_gates else f"_step({stride}, ALIGNED)"
+
+    def _head_of(self, tensor: str) -> str:
+        """The head of a tensor that the query head reads; the launcher expands what all heads share."""
+        if tensor in ("k", "v"):
+            return self._head(tensor)
+        gate = self.facts.gates.get(tensor)
+        share = 1 if gate is None or gate.inputs[1]["shape"][1] == 1 else logit_share(gate, self.facts.heads[0])[0]
+        return "h" if share == 1 else f"(h // {share})"
+
+    def _packed(self, tensor: str) -> str:
+        """Where the logits of the query head begin in a row that holds those of several."""
+        gate = self.facts.gates.get(tensor)
+        if gate is None or not gate.get("packed"):
+            return ""
+        share, width = logit_share(gate, self.facts.heads[0])
+        return "" if share == 1 else f" + {grid.scaled(f'(h % {share})', width)}"
 
     def _head(self, operand: str) -> str:
         group = self.facts.heads[0] // self.facts.heads[1 if operand == "k" else 2]
@@ -226,12 +242,11 @@ class Kernel:
         return [*lines, f"tl.store(out + at * out_n + {offset}, o.to(out.dtype.element_ty), mask={mask})"]
 
     def _gated(self, chunk: Chunk) -> list[str]:
-        gate = self.facts.gate
-        if gate is None:
-            return []
-        load = "g = tl.load(gate + at * gate_n)" if self.facts.narrow_gate else self._load("gate", "g", chunk)
-        names = self.visit.names("", "")
-        return [f"{load.rstrip()}.to(tl.float32)  # spec: gate", f"o = {code(gate['value'], names)}"]
+        lines, names = [], self.visit.names("", "")
+        for name, gate in self.facts.gates.items():
+            load = f"g = tl.load({name} + at * {name}_n)" if name in self.facts.narrow_gates else self._load(name, "g", chunk)
+            lines += [f"{load.rstrip()}.to(tl.float32)  # spec: {name}", f"o = {code(gate['value'], names)}"]
+        return lines
 
     def helpers(self) -> list[str]:
         """Device functions that the kernel's code calls."""

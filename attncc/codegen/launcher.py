@@ -30,7 +30,7 @@ class Launcher:
 
     def function(self) -> list[str]:
         """The whole of `forward`."""
-        optional = [*(["gate"] if self.facts.gate else []), *self.facts.tables, *self.facts.load_tables]
+        optional = [*self.facts.gates, *self.facts.tables, *self.facts.load_tables]
         arguments = ["q", "k", "v", *optional, *([] if self.facts.ranges else ["lists"])]
         arguments += ["tokens=None"] if self._needs_tokens else []
         return [
@@ -61,8 +61,8 @@ class Launcher:
         ]
         if facts.lse:
             lines.append(f"lse = torch.empty(batch, {facts.heads[0]}, q.shape[2], dtype=torch.float32, device=q.device)")
-        if facts.gate:
-            lines.append(f"gate = gate.expand(-1, {facts.heads[0]}, -1, -1)")
+        shared = [name for name, gate in facts.gates.items() if gate.inputs[1]["shape"][1] == 1]
+        lines += [f"{gate} = {gate}.expand(-1, {facts.heads[0]}, -1, -1)" for gate in shared]
         lines += [f"operands = ({', '.join(self.kernel.tensors)})", f"aligned = _alignment({self._wide_operands()})"]
         return [
             *lines,
@@ -74,9 +74,9 @@ class Launcher:
 
     def _wide_operands(self) -> str:
         """Operands that are loaded 16 bytes at a time where all of them allow it."""
-        if not self.facts.narrow_gate:
+        if not self.facts.narrow_gates:
             return "operands"
-        return f"({', '.join(t for t in self.kernel.tensors if t != 'gate')})"
+        return f"({', '.join(t for t in self.kernel.tensors if t not in self.facts.narrow_gates)})"
 
     def _lengths(self) -> list[str]:
         if self._needs_tokens:

@@ -113,7 +113,7 @@ def _summary(facts: Facts, kernel: KernelPlan) -> list[str]:
     return [
         f"tiles: queries {list(kernel.q_tile)}, keys {list(kernel.k_tile)}; {kernel.num_warps} warps, {kernel.num_stages} stages",
         f"mask: {mask}; key tiles {form}, {kernel.mask_policy} are masked",
-        f"score maps: {maps}; rows: {facts.weights['row_class']}; gate: {'yes' if facts.gate else 'no'}",
+        f"score maps: {maps}; rows: {facts.weights['row_class']}; gates: {len(facts.gates)}",
     ]
 
 

@@ -36,7 +36,7 @@ class GraphOp(str, Enum):
     COMBINE = "combine"  # weights @ v; the value of a sink may follow v, one a value head
     WEIGH = "weigh"  # o -> f(o, b, h, q, tables)
     LSE = "lse"  # natural log of a row's whole denominator
-    GATE = "gate"  # o -> f(o, g)
+    GATE = "gate"  # o -> f(o, g); where `packed`, the logits of the query heads of a logit head lie side by side
     KERNEL = "kernel"  # a fused region, one launch; its body is a graph
     PICK = "pick"  # one result of a kernel
 
@@ -228,6 +228,16 @@ def loads_of(graph: Graph, side: str) -> tuple[Node, ...]:
         found.append(rows)
         rows = rows.inputs[0]
     return tuple(reversed(found))
+
+
+ROW_INPUTS = ("addend", "gate")
+"""Inputs of gates, by name: a row of them for every output row, laid out like q."""
+
+
+def logit_share(gate: Node, heads: int) -> tuple[int, int]:
+    """Query heads that share one head of a gate's logits, and columns of a row that belong to each of them."""
+    _, own, _, width = gate.inputs[1]["shape"]
+    return heads // own, width // (heads // own) if gate.get("packed") else width
 
 
 def table_of(tensor: Node) -> Table:

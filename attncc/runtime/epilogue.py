@@ -2,79 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from attncc.ir.arrays import torch_arrays
 from attncc.ir.derivatives import derivative
-from attncc.ir.expr import Expr, Kind, var
-from attncc.ir.graph import Graph, GraphOp
+from attncc.ir.expr import Kind, var
+from attncc.ir.graph import Graph, GraphOp, Node, logit_share
 from attncc.ir.values import evaluate, evaluate_all
 from attncc.runtime.blocked.formulas import Env, reads, scatter
 from attncc.runtime.blocked.routed import row_env
 from attncc.runtime.operands import Operands
 
+Logits = Mapping[str, Tensor]
 _O, _G = var("o", Kind.FLOAT), var("g", Kind.FLOAT)
 
 
 @dataclass(frozen=True)
 class Epilogue:
-    """The formulas of one kernel in the output row `o`, in order: the weights of routed heads, then the gate in its logit `g`."""
+    """The steps of one kernel from the output row `o` on, in order: weights of routed heads, what is added, the gate in its logit `g`."""
 
-    weigh: Expr | None
-    gate: Expr | None
+    steps: tuple[Node, ...]
 
     @staticmethod
     def of(graph: Graph) -> Epilogue:
         """The epilogue of a kernel's body."""
-        weigh, gate = (graph.find(op) for op in (GraphOp.WEIGH, GraphOp.GATE))
-        return Epilogue(weigh[0]["value"] if weigh else None, gate[0]["value"] if gate else None)
+        return Epilogue(tuple(n for n in graph.nodes() if n.op in (GraphOp.WEIGH, GraphOp.GATE)))
 
     def __bool__(self) -> bool:
-        return self.weigh is not None or self.gate is not None
+        return bool(self.steps)
 
-    @cached_property
-    def steps(self) -> tuple[Expr, ...]:
-        """The formulas there are."""
-        return tuple(value for value in (self.weigh, self.gate) if value is not None)
-
-    def apply(self, rows: Tensor, logits: Tensor | None, graph: Graph, operands: Operands) -> Tensor:
-        """The output, in the type of `rows` `[B, H, N, Dv]`; `logits` of the gate broadcast to them."""
-        *_, last = self._chain(rows, _env(graph, operands, logits), operands.compute)
+    def apply(self, rows: Tensor, logits: Logits, graph: Graph, operands: Operands) -> Tensor:
+        """The output, in the type of `rows` `[B, H, N, Dv]`; `logits` are those of the gates, by name."""
+        *_, last = self._chain(rows, logits, row_env(graph, operands), operands.compute)
         return last.to(rows.dtype)
 
-    def _chain(self, rows: Tensor, env: Env, dtype: torch.dtype) -> Iterator[Tensor]:
+    def _chain(self, rows: Tensor, logits: Logits, env: Env, dtype: torch.dtype) -> Iterator[Tensor]:
         """The rows, and what each step makes of them."""
         o = rows.to(dtype)
         yield o
-        for value in self.steps:
-            o = evaluate(value, {**env, "o": o}, torch_arrays(dtype))
+        for step in self.steps:
+            o = evaluate(step["value"], {**env, **_read(step, logits, o), "o": o}, torch_arrays(dtype))
             yield o
 
-    def gradients(
-        self, rows: Tensor, logits: Tensor | None, graph: Graph, operands: Operands, grad: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The gradient of the rows and, by name, of the gate's logits and of trained tables, from that of the output."""
-        dtype, env = operands.compute, _env(graph, operands, logits)
+    def gradients(self, rows: Tensor, logits: Logits, graph: Graph, operands: Operands, grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradient of the rows and, by name, of the gates' logits and of trained tables, from that of the output."""
+        dtype, env = operands.compute, row_env(graph, operands)
         arrays, found = torch_arrays(dtype), dict[str, Tensor]()
-        chain, grad = list(self._chain(rows, env, dtype)), grad.to(dtype)
-        for value, o in zip(reversed(self.steps), reversed(chain[:-1])):
+        chain, grad = list(self._chain(rows, logits, env, dtype)), grad.to(dtype)
+        for step, o in zip(reversed(self.steps), reversed(chain[:-1])):
+            value, given = step["value"], _read(step, logits, o)
             leaves = reads(value, operands.trained)
-            by_row, by_logit, *by_table = evaluate_all([derivative(value, x) for x in (_O, _G, *leaves)], {**env, "o": o}, arrays)
-            if value is self.gate and logits is not None:
-                found["gate"] = (grad * by_logit).sum_to_size(logits.shape).to(logits.dtype)
+            slopes = [derivative(value, x) for x in (_O, _G, *leaves)]
+            by_row, by_logit, *by_table = evaluate_all(slopes, {**env, **given, "o": o}, arrays)
+            if step.op is GraphOp.GATE:
+                name = step.inputs[1]["name"]
+                by_head = (grad * by_logit).sum_to_size(given["g"].shape)
+                found[name] = _gathered(step, by_head, logits[name]).to(logits[name].dtype)
             for leaf, slope in zip(leaves, by_table):
                 name = leaf.value.name
                 total = found.setdefault(name, torch.zeros(operands.tables[name].shape, dtype=dtype, device=rows.device))
                 scatter(total, evaluate_all(leaf.args, env, arrays), grad * slope)
             grad = grad * by_row
-        return grad.to(rows.dtype), {name: x if name == "gate" else x.to(operands.tables[name].dtype) for name, x in found.items()}
+        return grad.to(rows.dtype), {name: x if name in logits else x.to(operands.tables[name].dtype) for name, x in found.items()}
 
 
-def _env(graph: Graph, operands: Operands, logits: Tensor | None) -> Env:
-    env = row_env(graph, operands)
-    return env if logits is None else {**env, "g": logits.to(operands.compute)}
+def _read(step: Node, logits: Logits, rows: Tensor) -> dict[str, Tensor]:
+    """The logit of a step that reads one, `[B, H, N, Dv or 1]`; one head for all stays one."""
+    if step.op is not GraphOp.GATE:
+        return {}
+    given = logits[step.inputs[1]["name"]].to(rows.dtype)
+    share, _ = logit_share(step, rows.shape[1])
+    if step.get("packed"):
+        batch, heads, tokens, columns = given.shape
+        return {"g": given.reshape(batch, heads, tokens, share, columns // share).transpose(2, 3).flatten(1, 2)}
+    return {"g": given if given.shape[1] == 1 else given.repeat_interleave(share, 1)}
+
+
+def _gathered(step: Node, by_head: Tensor, logits: Tensor) -> Tensor:
+    """The inverse of `_read` for gradients: query heads that share a logit add up."""
+    if by_head.shape == logits.shape:
+        return by_head
+    batch, heads, tokens, width = by_head.shape
+    groups = by_head.reshape(batch, logits.shape[1], heads // logits.shape[1], tokens, width)
+    return groups.transpose(2, 3).flatten(3) if step.get("packed") else groups.sum(2)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attncc.errors import UnsupportedError
+from attncc.ir.graph import ROW_INPUTS
 from attncc.runtime import autocast
 from attncc.runtime import program as programs
 from attncc.runtime.operands import Operands
@@ -92,7 +93,7 @@ def backward(
     """Gradients of q, k, v and of those extras that are `trained`, in order; `rows` and `lse` are what forward kept, or empty."""
     program = find_program(kernel)
     names = [name for name, wanted in zip(program.signature.names, trained) if wanted]
-    operands = replace(_operands(program, q, k, v, extras, lengths), trained=frozenset(names) - {"gate"})
+    operands = replace(_operands(program, q, k, v, extras, lengths), trained=frozenset(names) - set(ROW_INPUTS))
     with autocast.off(q.device):
         dq, dk, dv, found = programs.backward(program, operands, program.logits(extras), (rows, lse), grad, grad_lse)
     return dq.contiguous(), dk.contiguous(), dv.contiguous(), [found[name].contiguous() for name in names]

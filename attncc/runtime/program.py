@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attncc import knobs
 from attncc.errors import AttnccError, InputError, UnsupportedError
-from attncc.ir.graph import GraphOp
+from attncc.ir.graph import ROW_INPUTS, GraphOp
 from attncc.passes.plan import KernelPlan, Plan
 from attncc.passes.tiles import Shape
 from attncc.runtime import blocked, cache
@@ -115,12 +115,12 @@ class Program:
                 name: torch.tensor(values, dtype=dtype, device=device).reshape(shape)
                 for name, shape, values, dtype in self.signature.constants
             }
-        given = {name: _integral(x).contiguous() for name, x in zip(self.signature.names, extras) if name != "gate"}
+        given = {name: _integral(x).contiguous() for name, x in zip(self.signature.names, extras) if name not in ROW_INPUTS}
         return {**given, **self._constants[device]}
 
-    def logits(self, extras: Sequence[Tensor]) -> Tensor | None:
-        """The gate's logits."""
-        return extras[self.signature.names.index("gate")] if self.epilogue.gate is not None else None
+    def logits(self, extras: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What gates read, by name."""
+        return {name: x for name, x in zip(self.signature.names, extras) if name in ROW_INPUTS}
 
 
 def _integral(x: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def room(program: Program, q: Tensor, heads_last: bool, train: bool) -> Results:
     return out, lse, q.new_empty(out.shape if keeps_rows(program, q.device, train) else 0)
 
 
-def forward(program: Program, operands: Operands, logits: Tensor | None, heads_last: bool, train: bool) -> Results:
+def forward(program: Program, operands: Operands, logits: Mapping[str, Tensor], heads_last: bool, train: bool) -> Results:
     """The results of a call, as `room` shapes them."""
     out, lse, kept = room(program, operands.q, heads_last, train)
     if not out.shape[0]:
@@ -200,11 +200,9 @@ def forward(program: Program, operands: Operands, logits: Tensor | None, heads_l
     return out, lse if row_lse is None else row_lse, kept if not kept.numel() else rows
 
 
-def _launched(program: Program, operands: Operands, logits: Tensor | None, out: Tensor, lse: Tensor) -> Tensor:
+def _launched(program: Program, operands: Operands, logits: Mapping[str, Tensor], out: Tensor, lse: Tensor) -> Tensor:
     """Runs the generated kernel into `out` on the tensors' device and its current stream; gives its log-sum-exp, if any, or `lse`."""
-    arguments: dict[str, Any] = {**operands.tables, "out": out}
-    if logits is not None:
-        arguments["gate"] = _rows_contiguous(logits)
+    arguments: dict[str, Any] = {**operands.tables, **{name: _rows_contiguous(x) for name, x in logits.items()}, "out": out}
     device = operands.q.device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if program.kernel.block_mask == "lists":
@@ -230,7 +228,7 @@ def _open_lengths(program: Program, operands: Operands) -> Mapping[str, tuple[in
 
 
 def backward(
-    program: Program, operands: Operands, logits: Tensor | None, saved: tuple[Tensor, Tensor], grad: Tensor, grad_lse: Tensor | None
+    program: Program, operands: Operands, logits: Mapping[str, Tensor], saved: tuple[Tensor, Tensor], grad: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
     """Gradients of q, k, v and, by name, of the gate and the trained tables. `saved` are rows before the gate and log-sum-exp."""
     if not operands.q.shape[0]:
@@ -245,8 +243,8 @@ def backward(
     return dq, dk, dv, {**by_table, **found}
 
 
-def _zero_gradients(operands: Operands, logits: Tensor | None) -> Gradients:
-    found = {**operands.tables} if logits is None else {**operands.tables, "gate": logits}
+def _zero_gradients(operands: Operands, logits: Mapping[str, Tensor]) -> Gradients:
+    found = {**operands.tables, **logits}
     dq, dk, dv = (torch.zeros_like(x) for x in (operands.q, operands.k, operands.v))
     return dq, dk, dv, {name: torch.zeros_like(x) for name, x in found.items()}
 

@@ -186,7 +186,10 @@ def _weigh(n: Node, inputs: list[Any], place: _Place) -> Tensor:
 
 
 def _gate(n: Node, inputs: list[Any], place: _Place) -> Tensor:
-    return place.evaluate(n["value"], o=inputs[0], g=inputs[1])
+    rows, logits = inputs
+    if n.get("packed"):
+        logits = logits.unflatten(3, (place.heads // logits.shape[1], -1)).transpose(2, 3).flatten(1, 2)
+    return place.evaluate(n["value"], o=rows, g=place.per_query_head(logits))
 
 
 _MEANING = {

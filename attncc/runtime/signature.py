@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from attncc.ir.graph import Graph, GraphOp, Node
+from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node
 from attncc.passes.tiles import Shape
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64", "int32")}
@@ -24,8 +24,8 @@ class Slot:
 
     @property
     def per_token(self) -> bool:
-        """Whether it has heads and columns, so that the layout of the call speaks of it: q, k, v and the gate."""
-        return self.name in (*STREAMED, "gate")
+        """Whether it has heads and columns, so that the layout of the call speaks of it: q, k, v, the gate and what is added."""
+        return self.name in (*STREAMED, *ROW_INPUTS)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Signature:
 def signature(body: Graph, shared: bool) -> Signature:
     """The signature of a kernel's body; `shared` where queries and keys are the same tokens."""
     inputs = {n["name"]: n for n in body.find(GraphOp.INPUT)}
-    order = [*STREAMED, *(["gate"] if "gate" in inputs else []), *inputs]
+    order = [*STREAMED, *(name for name in ROW_INPUTS if name in inputs), *inputs]
     nodes = [inputs[name] for name in dict.fromkeys(order)]
     heads, dtype = int(inputs["q"]["shape"][1]), inputs["q"]["dtype"]
     slots = tuple(_slot(n, heads, dtype) for n in nodes if n.get("values") is None)

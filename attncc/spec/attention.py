@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 Positive = Annotated[int, Field(ge=1)]
 RESERVED = frozenset({
-    "b", "h", "q", "k", "v", "s", "o", "g", "inf", "gate", "out", "lse", "lists", "layout", "tokens", "key_tokens", "self",
+    "b", "h", "q", "k", "v", "s", "z", "o", "g", "inf", "addend", "gate", "out", "lse", "lists", "layout", "tokens", "key_tokens", "self",
     *(f"{name}{axis}" for name in ("q", "k", "r", "nq", "nk") for axis in ("", "0", "1", "2")),
 })  # fmt: skip
 """What no run-time table may be called: variables of the language, and arguments of a call."""
@@ -37,7 +37,7 @@ DEEPEST = 150
 
 
 class AttentionSpec(Part):
-    """What one attention computes: `out = gate(route(normalize(mask(scores(scale * q.k))) @ v))`.
+    """What one attention computes: `out = gate(route(normalize(mask(scores(scale * q.k))) @ v) + addend)`.
 
     q is `[B, heads, N, head_dim]`, k `[B, key_heads, M, head_dim]`, v `[B, value_heads, M, value_dim]`; N and M are the products of
     `tokens` and `key_tokens`, flattened row-major. An axis given as None is known only at run time. Query head h reads key head
@@ -60,6 +60,9 @@ class AttentionSpec(Part):
     mask: Mask = Field(default_factory=Full)
     scores: tuple[Score, ...] = ()
     normalizer: NormalizerSpec = Field(default_factory=Softmax)
+    addend: bool = Field(
+        default=False, description="adds the run-time input `addend` [B, heads, N, value_dim] before the gate, as LePE does"
+    )
     gate: Gate | None = None
     routing: Routing | None = None
     outputs: tuple[Literal["output", "lse"], ...] = ("output",)

@@ -7,8 +7,7 @@ from attncc.ir.graph import Graph, GraphOp, Node, Stage, node
 from attncc.ir.rows import BIAS_SCORE, SCORE, Normalizer
 from attncc.ir.verify import verify
 from attncc.spec.attention import AttentionSpec
-from attncc.spec.gates import SHAPES
-from attncc.spec.routing import OUTPUT
+from attncc.spec.gates import LOGIT, OUTPUT
 
 
 def lower(spec: AttentionSpec) -> Graph:
@@ -79,9 +78,14 @@ def _weighed(spec: AttentionSpec, rows: Node) -> Node:
 
 
 def _gated(spec: AttentionSpec, rows: Node) -> Node:
+    """The rows, what is added to them, then the gate."""
+    (heads, key_heads, _), (_, value_dim) = spec.head_counts, spec.head_dims
+    if spec.addend:
+        added = node(GraphOp.INPUT, name="addend", dtype=spec.dtype, shape=("B", heads, "NQ", value_dim))
+        rows = node(GraphOp.GATE, rows, added, value=OUTPUT + LOGIT)
     if spec.gate is None:
         return rows
-    names = {"B": "B", "NQ": "NQ", "1": 1, "H": spec.heads, "DV": spec.head_dims[1]}
-    shape = tuple(names[dim] for dim in SHAPES[spec.gate.granularity])
-    logits = node(GraphOp.INPUT, name="gate", dtype=spec.dtype, shape=shape)
-    return node(GraphOp.GATE, rows, logits, value=spec.gate.expression())
+    own, width = spec.gate.columns(heads, key_heads, value_dim)
+    logits = node(GraphOp.INPUT, name="gate", dtype=spec.dtype, shape=("B", own, "NQ", width))
+    packed = {"packed": True} if spec.gate.packed else {}
+    return node(GraphOp.GATE, rows, logits, value=spec.gate.expression(), **packed)

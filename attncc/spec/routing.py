@@ -12,9 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from attncc.ir.expr import Expr, Kind, Op, Table, apply, const, load, var
+from attncc.spec.gates import OUTPUT
 from attncc.spec.model import Grid, Part
-
-OUTPUT = var("o", Kind.FLOAT)
 
 
 class HeadRouting(Part):

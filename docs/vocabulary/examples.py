@@ -72,5 +72,5 @@ ROUTING = (
     Example(routing.HeadScale(per_batch=True)),
     Example(routing.HeadMask()),
 )
-GATES = (Example(gates.Output(activation="silu")),)
+GATES = (Example(gates.Output(activation="silu", granularity="packed")),)
 SECTIONS = {"masks": MASKS, "loads": LOADS, "scores": SCORES, "normalizers": NORMALIZERS, "routing": ROUTING, "gates": GATES}

@@ -65,8 +65,8 @@ COMPILER: tuple[Fault, ...] = (
     Fault(
         "launcher: a shared gate read with the stride of heads",
         "attncc/codegen/launcher.py",
-        'gate = gate.expand(-1, {facts.heads[0]}, -1, -1)"',
-        'gate = gate"',
+        "{gate}.expand(-1, {facts.heads[0]}, -1, -1)",
+        "{gate}",
         (GENERATED,),
     ),
     Fault("rows: a sink that no row starts with", ROWS, 'f"tl.full([{rows}], 1.0, tl.float32)"}', "zeros}", (GENERATED,)),
@@ -97,6 +97,15 @@ COMPILER: tuple[Fault, ...] = (
         "or low.value < 0",
         "or False",
         ("tests/runtime/test_normalizers.py::test_bad_fields_are_refused_by_name",),
+    ),
+    Fault("kernel: the first of packed logits for every head", KERNEL, "(h % {share})", "(h % 1)", (GENERATED,)),
+    Fault("kernel: a logit head for every query head", KERNEL, '"h" if share == 1 else', '"h" if share else', (GENERATED,)),
+    Fault(
+        "facts: packed rows taken for narrow ones",
+        "attncc/codegen/facts.py",
+        "[1] == 1 < self.value_width",
+        "[1] <= self.value_width",
+        (GENERATED,),
     ),
     Fault(
         "normalizers: the length of the queries",

@@ -169,6 +169,20 @@ RUNTIME: tuple[Fault, ...] = (
         f"{BLOCKED}/formulas.py",
         "return all(float(x) == 0.0 for x in found)",
         "return True",
+        (ORACLE,),
+    ),
+    Fault(
+        "gates: packed logits of one key head in another order",
+        "attncc/runtime/epilogue.py",
+        "columns // share).transpose(2, 3)",
+        "columns // share).transpose(3, 4)",
+        (ORACLE, RANDOM),
+    ),
+    Fault(
+        "gates: gradients of heads that share a logit not added up",
+        "attncc/runtime/epilogue.py",
+        "else groups.sum(2)",
+        "else groups[:, :, 0]",
         (ORACLE, RANDOM),
     ),
     Fault(
@@ -236,10 +250,10 @@ RUNTIME: tuple[Fault, ...] = (
     ),
     Fault("routing: the weight forgotten on the way back", "attncc/runtime/epilogue.py", "grad = grad * by_row", "pass", (ORACLE, ROUTED)),
     Fault(
-        "routing: the gate before the weights",
+        "epilogue: the gate before the weights and what is added",
         "attncc/runtime/epilogue.py",
-        "for value in (self.weigh, self.gate)",
-        "for value in (self.gate, self.weigh)",
+        "tuple(n for n in graph.nodes() if n.op in (GraphOp.WEIGH, GraphOp.GATE))",
+        "tuple(n for n in graph.nodes()[::-1] if n.op in (GraphOp.WEIGH, GraphOp.GATE))",
         (ORACLE,),
     ),
     Fault(

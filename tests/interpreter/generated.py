@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attncc.codegen.module import emit
+from attncc.ir.graph import ROW_INPUTS
 from attncc.passes.block_mask import BlockMask, block_mask
 from attncc.passes.plan import KernelPlan, Plan
 from attncc.passes.tiles import bind
@@ -91,7 +92,7 @@ class Run:
         """(q, k, v, inputs), laid out."""
         q, k, v, inputs = self.case.inputs(getattr(torch, self.spec.dtype))
         wide = "heads first" if "for all" in self.layout else self.layout
-        inputs = {name: laid_out(x, wide) if name == "gate" else x for name, x in inputs.items()}
+        inputs = {name: laid_out(x, wide) if name in ROW_INPUTS else x for name, x in inputs.items()}
         return laid_out(q, wide), laid_out(k, self.layout), laid_out(v, self.layout), inputs
 
     @cached_property
@@ -120,7 +121,7 @@ class Run:
         q, k, v, inputs = self.tensors
         kernel = self.plan.kernels[0]
         tables = [n["name"] for n in kernel.graph.nodes() if n.op.value == "input"]
-        given = self._tables(tables) | ({"gate": inputs["gate"]} if "gate" in inputs else {})
+        given = self._tables(tables) | {name: inputs[name] for name in ROW_INPUTS if name in inputs}
         given |= {"lists": self.lists()} if kernel.block_mask == "lists" else {}
         options: dict[str, Any] = {"tokens": self._tokens()} if "tokens=None" in self.source else {}
         out = laid_out(torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype), "heads last" if self.layout == "heads last" else "")
@@ -130,7 +131,7 @@ class Run:
     def _tables(self, names: list[str]) -> dict[str, Any]:
         """Tables by name; those of the spec itself have their values in the graph."""
         constant = {n["name"]: n.get("values") for n in self.plan.kernels[0].graph.nodes() if n.op.value == "input"}
-        chosen = [n for n in names if n not in ("q", "k", "v", "gate")]
+        chosen = [n for n in names if n not in ("q", "k", "v", *ROW_INPUTS)]
         return {n: self.tensors[3][n] if constant[n] is None else torch.tensor(constant[n]) for n in chosen}
 
     def _tokens(self) -> tuple[int, ...]:

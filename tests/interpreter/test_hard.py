@@ -78,6 +78,11 @@ HARD: dict[str, Run] = {
     "columns 8 and 24": run(CAUSAL, [20], head_dim=8, value_dim=24, gate=gate(granularity="headwise")),
     "one column": run(CAUSAL, [20], head_dim=1, value_dim=1, gate=gate(granularity="headwise")),
     "a shared gate": run(CAUSAL, [20], heads=4, key_heads=2, value_heads=1, batch=2, gate=gate(granularity="shared", activation="silu")),
+    "packed gates, and something added": run(
+        CAUSAL, [20], heads=6, key_heads=2, value_dim=24, batch=2, addend=True, gate=gate(granularity="packed", activation="tanh")
+    ),
+    "packed gates by head": run(CAUSAL, [20], heads=6, key_heads=2, gate=gate(granularity="packed_headwise", activation="silu")),
+    "gates by key head": run(CAUSAL, [20], heads=6, key_heads=2, gate=gate(granularity="per_key_head", activation="relu", mode="add")),
     "a negative scale": run(CAUSAL, [30], scores=[{"kind": "scale", "value": -2.0}], outputs=BOTH),
     "a scale of zero": run(CAUSAL, [30], scores=[{"kind": "scale", "value": 0.0}], outputs=BOTH),
     "a large scale": run(CAUSAL, [30], scores=[{"kind": "scale", "value": 60.0}], outputs=BOTH),

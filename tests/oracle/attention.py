@@ -45,6 +45,8 @@ def _dense(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, dtype: t
         allowed = torch.cat([allowed, torch.ones_like(allowed[..., :1])], dim=-1)
     weights, lse = _normalize(normalizer, scores, allowed, indices(spec, len(q)), inputs)
     output, lse = _route(spec.get("routing"), weights @ v, lse, inputs)
+    if spec.get("addend"):
+        output = output + inputs["addend"].to(output.dtype)
     return {"output": _gate(spec.get("gate"), output, inputs)} | lse
 
 
@@ -213,9 +215,25 @@ def _divisor(kind: str | None, s: Tensor, allowed: Tensor, at: Indices) -> Tenso
     return s.new_ones(())
 
 
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "identity": lambda g: g,
+}
+
+
 def _gate(gate: Spec | None, output: Tensor, inputs: Inputs) -> Tensor:
     if gate is None:
         return output
-    g = inputs["gate"].to(output.dtype)
-    activated = {"sigmoid": torch.sigmoid(g), "silu": g * torch.sigmoid(g)}[gate["activation"]]
+    g, heads = inputs["gate"].to(output.dtype), output.shape[1]
+    if gate["granularity"].startswith("packed"):
+        # Query head h: key head h // group, and of its row the part h % group.
+        group = heads // g.shape[1]
+        parts = [g[:, h // group].chunk(group, dim=-1)[h % group] for h in range(heads)]
+        g = torch.stack(parts, dim=1)
+    elif gate["granularity"] == "per_key_head":
+        g = _per_query_head(g, heads)
+    activated = GATES[gate["activation"]](g)
     return {"multiply": output * activated, "add": output + activated}[gate["mode"]]

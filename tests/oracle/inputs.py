@@ -50,10 +50,13 @@ def random_inputs(
     for name, axes in _normalizer_inputs(spec, v.shape).items():
         inputs[name] = normal([batch if n == "b" else n for n in axes], table_dtype)
     if gate := spec.get("gate"):
-        gate_heads = 1 if gate["granularity"] == "shared" else heads
-        gate_dim = 1 if gate["granularity"] == "headwise" else value_dim
+        group = heads // key_heads
+        gate_heads = {"shared": 1, "headwise": heads, "elementwise": heads}.get(gate["granularity"], key_heads)
+        gate_dim = {"headwise": 1, "packed": group * value_dim, "packed_headwise": group}.get(gate["granularity"], value_dim)
         inputs["gate"] = normal((batch, gate_heads, size["q"], gate_dim), dtype)
     inputs |= load_inputs(spec, batch, rng, table_dtype)
+    if spec.get("addend"):
+        inputs["addend"] = normal((batch, heads, size["q"], value_dim), dtype)
     if routing := spec.get("routing"):
         inputs |= _routing(rng, routing, (batch, heads, size["q"]), table_dtype)
     return q, k, v, inputs

@@ -139,6 +139,20 @@ CASES: dict[str, tuple[Json, list[int]]] = {
     ),
     "head scale": (spec([40], mask=CAUSAL, heads=4, gate=GATE, routing={"kind": "head_scale", "per_batch": True}), []),
     "head mask": (spec([40], mask=CAUSAL, heads=4, outputs=WITH_LSE, routing={"kind": "head_mask", "per_batch": False}), []),
+    "gate by key head": (
+        spec([30], heads=6, key_heads=3, gate={**GATE, "granularity": "per_key_head", "activation": "tanh"}, addend=True), [],
+    ),
+    "packed gate": (
+        spec([None, 5], heads=6, key_heads=2, value_dim=5, mask=CAUSAL, gate={**GATE, "granularity": "packed", "activation": "relu"},
+             outputs=WITH_LSE, addend=True),
+        [6],
+    ),
+    "packed gate by head": (
+        spec([20], heads=4, key_heads=2, gate={**GATE, "granularity": "packed_headwise", "activation": "identity", "mode": "add"}), [],
+    ),
+    "only something added": (
+        spec([30], key_tokens=[12], mask={"kind": "causal", "align": "bottom_right"}, addend=True, normalizer={"kind": "relu"}), [],
+    ),
     "shared gate": (spec([30], gate={**GATE, "granularity": "shared", "mode": "add"}), []),
 }  # fmt: skip
 
@@ -171,7 +185,7 @@ class Case:
     def run(self, target: str = "cpu", layout: str = "bhsd") -> dict[str, Tensor]:
         """The kernel's results, heads first whatever the layout of the call."""
         swap = (lambda x: x.transpose(1, 2)) if layout == "bshd" else (lambda x: x)
-        inputs: Json = {name: swap(x) if name == "gate" else x for name, x in self.inputs.items()} | self.grid
+        inputs: Json = {name: swap(x) if name in ("gate", "addend") else x for name, x in self.inputs.items()} | self.grid
         out = self.kernel(target)(swap(self.q), swap(self.k), swap(self.v), layout=layout, **inputs)
         results = dict(zip(self.spec.outputs, out if isinstance(out, tuple) else (out,)))
         return {**results, "output": swap(results["output"])}

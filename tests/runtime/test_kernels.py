@@ -52,13 +52,13 @@ def test_the_reference_equals_the_oracle(name: str) -> None:
         torch.testing.assert_close(got[output], want[output], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["causal", "gate", "shared gate", "open grid"])
+@pytest.mark.parametrize("name", ["causal", "gate", "shared gate", "packed gate", "open grid"])
 def test_layout_heads_last(name: str) -> None:
     case = Case(name, torch.float64)
     for output, value in case.run(layout="bshd").items():
         torch.testing.assert_close(value, case.oracle()[output], rtol=0, atol=1e-12)
     q, k, v = (x.transpose(1, 2).contiguous() for x in (case.q, case.k, case.v))
-    inputs: dict[str, Any] = {n: x.transpose(1, 2) for n, x in case.inputs.items() if n == "gate"} | case.grid
+    inputs: dict[str, Any] = {n: x.transpose(1, 2) for n, x in case.inputs.items() if n in ("gate", "addend")} | case.grid
     out = case.kernel()(q, k, v, layout="bshd", **inputs)
     assert (out[0] if isinstance(out, tuple) else out).is_contiguous()
 
