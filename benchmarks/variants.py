@@ -51,6 +51,10 @@ SCORES = {
     "softcap": lambda rank: (scores.Softcap(cap=20.0),),
     "alibi": lambda rank: (scores.Alibi(),),
     "relative bias": lambda rank: (scores.RelativeBias(extent=WINDOWS[rank]),),
+    "temperature, bias by row": lambda rank: (scores.Temperature(), scores.Bias(index=("b", "q"))),
+    "dense bias": lambda rank: (scores.DenseBias(per_batch=False),),
+    "t5 bias": lambda rank: (scores.T5Bias(),),
+    "expression": lambda rank: (scores.Expression(text="select(k < open[h, q], s, -inf) + exp(-s * s) * weight[k]", integers=("open",)),),
     "scale, softcap, bias": lambda rank: (
         scores.Scale(value=0.1),
         scores.Softcap(cap=20.0),
@@ -96,11 +100,11 @@ TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 
 
 def legal(row: Mapping[str, str]) -> bool:
-    """Alibi and documents are defined on one axis of tokens, tables of blocks on known lengths; everything else goes with everything."""
+    """Alibi, T5's buckets and documents are defined on one axis, tables of blocks on known lengths; the rest goes with everything."""
     on_a_line = row.get("rank", "1") == "1"
     if row.get("mask") == "block table" and row.get("lengths") == "open":
         return False
-    return on_a_line or (row.get("scores") != "alibi" and row.get("mask") != "documents")
+    return on_a_line or (row.get("scores") not in ("alibi", "t5 bias") and row.get("mask") != "documents")
 
 
 def spec_of(row: Row) -> AttentionSpec:

@@ -336,9 +336,42 @@ def score_maps(draw: DrawFn, setting: Setting, heads: int) -> list[Json]:
     softcap: SearchStrategy[Json] = st.sampled_from([5.0, 0.5, 30.0]).map(lambda cap: {"kind": "softcap", "cap": cap})
     extents = st.tuples(*(st.integers(1, n + 1) for n in setting.key))
     bias = extents.map(lambda extent: {"kind": "relative_bias", "extent": list(extent)})
-    kinds: list[SearchStrategy[Json]] = [softcap, bias, *([alibis(heads)] if setting.rank == 1 else [])]
+    line = [alibis(heads), t5_biases()] if setting.rank == 1 else []
+    kinds: list[SearchStrategy[Json]] = [softcap, bias, *indexed(), dense_biases(), st.sampled_from(EXPRESSIONS), *line]
     maps: list[Json] = draw(st.lists(st.one_of(kinds), max_size=3, unique_by=lambda m: str(m["kind"])))
-    return [*found, *maps]
+    # What is -inf stands last: autograd, with which results are compared, takes 0 * inf for a gradient of what multiplies it.
+    return [*found, *sorted(maps, key=lambda m: "-inf" in m.get("text", ""))]
+
+
+EXPRESSIONS: list[Json] = [
+    {"kind": "expression", "text": text, "integers": ["marks_of_keys"] if "marks_of_keys" in text else []}
+    for text in (
+        "s * 0.5 + tanh(slope[h]) * float(marks_of_keys[b, k])",
+        "select(marks_of_keys[k] < 4, s, s - weight[q] * weight[q])",
+        "s * sigmoid(weight[b, q]) - abs(float(q - k)) * 0.125 + 0.0 * float(marks_of_keys[h])",
+        "select((q + 2 * k) % 3 == 0, -inf, s) + weight[k]",
+        "pow(abs(s) + 0.5, weight[h]) * 0.5 + exp(-s * s)",
+    )
+]
+
+
+def indexed() -> list[SearchStrategy[Json]]:
+    """Biases and temperatures of heads, rows and keys."""
+    index = st.lists(st.sampled_from("bhqk"), min_size=1, unique=True).map(lambda names: sorted(names, key="bhqk".index))
+    kinds = [{"kind": st.just(kind), "index": index, "table": st.just(f"{kind}_table")} for kind in ("bias", "temperature")]
+    return [st.fixed_dictionaries(kind) for kind in kinds]
+
+
+def dense_biases() -> SearchStrategy[Json]:
+    """Biases of all pairs, of one or every batch element and head."""
+    return st.fixed_dictionaries({"kind": st.just("dense_bias"), "per_batch": st.booleans(), "per_head": st.booleans()})
+
+
+def t5_biases() -> SearchStrategy[Json]:
+    """Buckets on one side or both, few of them, so that short sequences reach the last."""
+    buckets = st.sampled_from([8, 4, 12, 32])
+    fields = {"buckets": buckets, "max_distance": st.sampled_from([17, 20, 64, 128]), "bidirectional": st.booleans()}
+    return st.fixed_dictionaries({"kind": st.just("t5_bias"), **fields})
 
 
 def alibis(heads: int) -> SearchStrategy[Json]:
@@ -451,6 +484,8 @@ def _spelled(draw: DrawFn, setting: Setting) -> tuple[list[int | None], list[int
 @st.composite
 def _extras(draw: DrawFn, setting: Setting, heads: int, sizes: Sizes, dtypes: Sequence[str]) -> Json:
     normalizer, scores = draw(NORMALIZERS), draw(score_maps(setting, heads))
+    if normalizer["kind"] != "softmax":  # elsewhere a weight of -inf need not be 0
+        scores = [m for m in scores if "-inf" not in m.get("text", "")]
     divides = normalizer["kind"] in ("softmax", "positive_ratio")
     if normalizer["kind"] == "positive_ratio" and any(score["kind"] == "alibi" for score in scores):
         normalizer |= {"epsilon": 1e-8}  # of far keys alone no float32 is left

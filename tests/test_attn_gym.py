@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import attncc
 from attncc.ir.rows import SCORE
 from attncc.ir.values import evaluate
 from attncc.spec import masks, scores
@@ -225,19 +226,26 @@ def test_sliding_tiles(data: st.DataObject, rank: int) -> None:
 # ---- score maps --------------------------------------------------------------------------------------------------------------------
 
 
-def scored(score: Any, s: torch.Tensor, heads: int = 1) -> np.ndarray:
-    """A score map of ours on scores `[H, N, N]`."""
+def scored(score: Any, s: torch.Tensor, heads: int = 1, **tables: torch.Tensor) -> np.ndarray:
+    """A score map of ours on scores `[(B,) H, N, N]`."""
     spec = AttentionSpec(tokens=(s.shape[-1],), heads=heads, head_dim=16, scores=(score,))
     value = score.apply(SCORE, spec.grid, heads)
-    index = np.arange(s.shape[-1])
-    env = {"s": s.numpy(), "h": np.arange(heads)[:, None, None], "q0": index[:, None], "k0": index}
-    return np.asarray(evaluate(value, {**env, "alibi_slopes": np.array(scores.standard_slopes(heads))}))
+    env = {name: np.asarray(x) for name, x in {"s": s, **_places(s), **tables}.items()}
+    return np.asarray(evaluate(value, {"alibi_slopes": np.array(scores.standard_slopes(heads)), **env}))
 
 
-def modded(mod: Mod, s: torch.Tensor) -> torch.Tensor:
-    heads, n = s.shape[0], s.shape[-1]
-    h, index = torch.arange(heads)[:, None, None], torch.arange(n)
-    return torch.as_tensor(mod(s, torch.tensor(0), h, index[:, None], index))
+def modded(mod: Mod, s: torch.Tensor) -> np.ndarray:
+    """A score map of theirs, a pair at a time, as FlexAttention calls it."""
+    places = [x.expand(s.shape).flatten() for x in _places(s).values()]
+    found = torch.func.vmap(lambda *pair: mod(*pair))(s.flatten(), *places)
+    return np.asarray(found.reshape(s.shape))
+
+
+def _places(s: torch.Tensor) -> dict[str, torch.Tensor]:
+    batch, (heads, n) = s.shape[0] if s.dim() == 4 else 1, s.shape[-3:-1]
+    b, h = torch.arange(batch).view(-1, 1, 1, 1), torch.arange(heads).view(-1, 1, 1)
+    places = {"b": b if s.dim() == 4 else torch.tensor(0), "h": h}
+    return places | {"q0": torch.arange(n).view(-1, 1), "k0": torch.arange(n)}
 
 
 @pytest.mark.parametrize("cap", [1, 20, 50])
@@ -253,3 +261,94 @@ def test_alibi_below_the_diagonal(heads: int) -> None:
     below = np.tri(30, dtype=bool)
     mine, other = scored(scores.Alibi(), s, heads), modded(mods.generate_alibi_bias(heads), s)
     np.testing.assert_allclose(mine[:, below], other[:, below], rtol=1e-6, atol=1e-6)  # their slopes are float32
+
+
+def random_scores(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def close(mine: np.ndarray, other: np.ndarray) -> None:
+    np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)  # what they compute from positions is float32
+
+
+def test_signed_alibi() -> None:
+    """Theirs on both sides of the diagonal, for any number of heads."""
+    s = random_scores(6, 20, 20)
+    slopes = torch.exp2(-(torch.arange(6) + 1) * 8.0 / 6)
+    close(scored(scores.Expression(text="s + float(k - q) * slope[h]"), s, 6, slope=slopes), modded(mods.generate_alibi_bias(6), s))
+
+
+ACTIVATIONS = {
+    "gelu": ("0.5 * s * (1 + erf(s * 0.7071067811865476))", torch.nn.functional.gelu),
+    "relu": ("relu(s)", torch.relu),
+    "sigmoid": ("sigmoid(s)", torch.sigmoid),
+    "silu": ("s * sigmoid(s)", torch.nn.functional.silu),
+    "softplus": ("softplus(s)", torch.nn.functional.softplus),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_in_place_of_the_exponential(name: str) -> None:
+    s, (text, function) = random_scores(2, 20, 20), ACTIVATIONS[name]
+    score = scores.Expression(text=f"log({text} + 1.0)")
+    np.testing.assert_allclose(scored(score, s, 2), modded(mods.generate_activation_score_mod(function), s), rtol=1e-9, atol=1e-9)
+
+
+def test_sandwich() -> None:
+    """A relative bias whose table is their sum of cosines."""
+    s, n, heads = random_scores(3, 16, 16), 16, 3
+    mod = mods.generate_sandwich_bias(heads, n)
+    steps = torch.arange(2 * n - 1) - (n - 1)
+    zero = torch.zeros(heads, 2 * n - 1)
+    table = mod(zero, 0, torch.arange(heads)[:, None], torch.zeros((), dtype=torch.int64), steps)
+    close(scored(scores.RelativeBias(extent=(n,)), s, heads, relative_bias=table), modded(mod, s))
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> torch.Tensor:
+    n = draw(st.integers(2, 7))
+    edges = draw(st.lists(st.booleans(), min_size=2 * n * n, max_size=2 * n * n))
+    return torch.tensor(edges).view(2, n, n)
+
+
+@settings(max_examples=20)
+@given(graphs())
+def test_graphormer(adjacency: torch.Tensor) -> None:
+    """Biases by the shortest path between two nodes, and by the edges on it."""
+    n, heads = adjacency.shape[-1], 2
+    s = random_scores(2, heads, n, n)
+    h = torch.arange(heads)[:, None, None]
+    distances, spatial = mods.shortest_path_distances(adjacency, 3), torch.randn(heads, 5)
+    bias = spatial[h, distances.long()[:, None]]
+    close(scored(scores.DenseBias(), s, heads, bias=bias), modded(mods.generate_graphormer_spatial_bias(spatial, distances), s))
+    kinds = torch.arange(n * n).view(1, n, n).expand(2, n, n) % 3
+    path, lengths = mods.shortest_path_edge_types(adjacency, kinds, 2)
+    weights = torch.randn(heads, 2, 3)
+    on_path = torch.where(torch.arange(2) < lengths[:, None, ..., None], weights[h[..., None], torch.arange(2), path.long()[:, None]], 0.0)
+    bias = on_path.sum(-1) / lengths[:, None].clamp(min=1)
+    close(scored(scores.DenseBias(), s, heads, bias=bias), modded(mods.generate_graphormer_edge_bias(weights, path, lengths), s))
+
+
+def test_latent_attention() -> None:
+    """Positions in columns of their own: a wider q and k, no score map."""
+    heads, n, width, more = 4, 9, 8, 6
+    q, k = torch.randn(1, heads, n, width), torch.randn(1, heads, n, width)
+    query_rope, key_rope = torch.randn(1, heads, n, more), torch.randn(1, 1, n, more)
+    wide_q, wide_k = (torch.cat(x, -1) for x in ((q, query_rope), (k, key_rope.expand(1, heads, n, more))))
+    scale = (width + more) ** -0.5
+    v = torch.randn(1, heads, n, width)
+    spec = AttentionSpec(tokens=(n,), heads=heads, head_dim=width + more, value_dim=width, dtype="float32")
+    mod = mods.generate_mla_rope_score_mod(query_rope, key_rope, heads, scale)
+    theirs = torch.softmax(torch.from_numpy(modded(mod, (q @ k.mT * scale)[0])), -1) @ v
+    close(np.asarray(attncc.compile(spec, "cpu")(wide_q, wide_k, v)), np.asarray(theirs))
+
+
+@pytest.mark.parametrize(("buckets", "farthest", "both"), [(32, 128, True), (32, 128, False), (12, 20, True), (64, 1000, False)])
+def test_buckets_of_t5(buckets: int, farthest: int, both: bool) -> None:
+    """Those of the model's own code, which takes logarithms."""
+    theirs = pytest.importorskip("transformers.models.t5.modeling_t5").T5Attention._relative_position_bucket
+    s, table = random_scores(2, 300, 300), torch.randn(2, buckets, dtype=torch.float64)
+    score = scores.T5Bias(buckets=buckets, max_distance=farthest, bidirectional=both)
+    steps = torch.arange(300) - torch.arange(300)[:, None]
+    want = s + table[:, theirs(steps, both, buckets, farthest)]
+    np.testing.assert_array_equal(scored(score, s, 2, t5_bias=table), want)

@@ -349,6 +349,37 @@ BAD_SPECS = {
     "dtype": ({**LINE, "dtype": "fp16"}, "dtype: should be 'float16', 'bfloat16', 'float32' or 'float64', not 'fp16'"),
     "cap": ({**LINE, "scores": [{"kind": "softcap", "cap": 0}]}, "scores.0.cap: should be greater than 0"),
     "order": ({**LINE, "scores": [{"kind": "alibi"}, {"kind": "scale", "value": 1}]}, "scores.1: scale must stand first and once"),
+    **{
+        f"score {i}": ({**LINE, "scores": [score]}, f"scores.0.{message}")
+        for i, (score, message) in enumerate(
+            [
+                ({"kind": "dense_bias", "table": "Bias"}, "table: string should match pattern"),
+                ({"kind": "dense_bias", "per_batch": "x"}, "per_batch: should be a valid boolean"),
+                ({"kind": "dense_bias", "per_head": 7}, "per_head: should be a valid boolean"),
+                ({"kind": "bias", "index": []}, "index: needs at least 1 entries, has 0"),
+                ({"kind": "bias", "index": ["k", "q"]}, "index: name each of b, h, q and k at most once, in this order"),
+                ({"kind": "bias", "table": "1"}, "table: string should match pattern"),
+                ({"kind": "temperature", "index": ["d"]}, "index.0: should be 'b', 'h', 'q' or 'k'"),
+                ({"kind": "temperature", "index": ["h", "h"]}, "index: name each of b, h, q and k at most once"),
+                ({"kind": "temperature", "table": ""}, "table: string should match pattern"),
+                ({"kind": "t5_bias", "buckets": 7}, "buckets: must be even and at least 4 where bidirectional"),
+                ({"kind": "t5_bias", "buckets": 300}, "buckets: should be less than or equal to 256"),
+                ({"kind": "t5_bias", "max_distance": 8}, "max_distance: must exceed 8, half of a side's buckets"),
+                ({"kind": "t5_bias", "bidirectional": 2}, "bidirectional: should be a valid boolean"),
+                ({"kind": "t5_bias", "table": "T"}, "table: string should match pattern"),
+                ({"kind": "expression"}, "text: is missing"),
+                ({"kind": "expression", "text": "s + w[1]"}, "text: table 'w' must be indexed by b, h, q and k alone"),
+                ({"kind": "expression", "text": "q < k"}, "text: a score must be a float, this one is bool"),
+                ({"kind": "expression", "text": "s.real"}, "text: Attribute is not allowed"),
+                ({"kind": "expression", "text": "s", "integers": ["t"]}, "integers: the text reads no table 't'"),
+            ]
+        )
+    },
+    "two axes of buckets": (
+        {**LINE, "tokens": [8, 8], "scores": [{"kind": "t5_bias"}]},
+        "scores.0.kind: t5_bias is defined on one axis of tokens",
+    ),
+    "deep score": ({**LINE, "scores": [{"kind": "expression", "text": "s" + " * 2.0 + s" * 160}]}, "scores.0: nested too deeply"),
     "two": ({**LINE, "heads": 0, "dtype": "x"}, "heads: should be greater than or equal to 1, not 0; dtype: should be"),
 }
 

@@ -96,6 +96,10 @@ SCORED = {
     "alibi": a_spec(Causal(), scores=(scores.Alibi(),)),
     "slopes": a_spec(Causal(align="bottom_right"), tokens=200, key_tokens=333, scores=(scores.Alibi(trainable=True),)),
     "bias": a_spec(near((7, 9)), tokens=(17, 20), scores=(scores.RelativeBias(extent=(4, 9)), scores.Softcap(cap=3.0))),
+    "dense": a_spec(Causal(), tokens=100, scores=(scores.DenseBias(per_head=False), scores.Softcap(cap=3.0))),
+    "indexed": a_spec(near((7, 9)), tokens=(17, 20), scores=(scores.Temperature(index=("b", "h")), scores.Bias(index=("h", "k")))),
+    "buckets": a_spec(Causal(align="bottom_right"), tokens=200, key_tokens=333, scores=(scores.T5Bias(),)),
+    "expression": a_spec(Causal(), tokens=90, scores=(scores.Expression(text="s * sigmoid(weight[b, q]) - 0.1 * weight[b, k]"),)),
     "grouped": a_spec(MASKS["documents"].mask, heads=4, key_heads=2, scores=(scores.Alibi(),)),
     "plain": a_spec(MASKS["grid_causal"].mask, tokens=(17, 20)),
 }
@@ -199,6 +203,8 @@ def test_what_is_missing_is_named() -> None:
         SCORED["slopes"].to_score_mod()
     with pytest.raises(InputError, match="tables: relative_bias is"):
         SCORED["bias"].to_score_mod({"relative_bias": torch.zeros(2, 3)})
+    with pytest.raises(InputError, match=r"tables: bias is torch.float32 \[1, 2, 5\], must be float \['B', 1, 'NQ', 'NK'\]"):
+        SCORED["dense"].to_score_mod({"bias": torch.zeros(1, 2, 5)})
     with pytest.raises(InputError, match="block_size: must be"):
         MASKS["causal"].to_block_mask(block_size=0)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from attncc.ir.expr import Expr, Table, const, tables
 from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node, loads_of, logit_share, table_of
+from attncc.ir.intervals import may_be_infinite
 from attncc.passes.footprint import comfort
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import the_mask
@@ -202,5 +203,5 @@ class Facts:
 
     @property
     def signed_infinity(self) -> bool:
-        """Whether a score map may give -inf of its own accord: a table of the caller may hold it."""
-        return any(t.values is None for e in self.maps for t in tables(e))
+        """Whether a score map may give -inf of its own accord: a table of the caller may hold it, or an op make it."""
+        return any(t.values is None for t in tables(*self.maps)) or may_be_infinite(*self.maps)

@@ -196,10 +196,11 @@ def _float_tables(root: Expr, given: Tables, heads: int, device: Device) -> dict
 def _float_table(table: Table, given: Mapping[str, Any], heads: int, device: Device) -> Tensor:
     if table.values is not None:
         return torch.tensor(table.values, dtype=torch.float32, device=device).reshape([int(n) for n in table.shape])
-    wanted = [heads if n == "H" else n for n in table.shape]
+    wanted = [{"H": heads}.get(str(n), n) for n in table.shape]
     if table.name not in given:
         raise InputError("tables", f"the scores read {table.name} {wanted}; pass it by name")
     tensor = torch.as_tensor(given[table.name]).to(device)
-    if list(tensor.shape) != wanted or tensor.is_floating_point() != (table.kind is Kind.FLOAT):
+    fits = tensor.dim() == len(wanted) and all(m == n or isinstance(n, str) for m, n in zip(tensor.shape, wanted))
+    if not fits or tensor.is_floating_point() != (table.kind is Kind.FLOAT):
         raise InputError("tables", f"{table.name} is {tensor.dtype} {list(tensor.shape)}, must be {table.kind.value} {wanted}")
     return tensor

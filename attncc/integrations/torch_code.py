@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from attncc.ir.arrays import Arrays, torch_arrays
 from attncc.ir.expr import Expr, Op, Table, nodes
 from attncc.ir.ops import TABLE
@@ -54,8 +56,13 @@ def _same(x: Any) -> Any:
 
 
 def _constant(value: Any) -> Compute:
+    if not isinstance(value, float):
+        return lambda: value
+    text = repr(value)
+
     def constant() -> Any:
-        return value
+        """From text: a float in a closure turns into a symbol where a tracer meets a second one, and FlexAttention takes none."""
+        return float(text)
 
     return constant
 
@@ -65,7 +72,7 @@ def _read(table: Any) -> Compute:
     last = tuple(n - 1 for n in table.shape)
 
     def read(*index: Any) -> Any:
-        return table[tuple([i.clamp(0, n) for i, n in zip(index, last)])]
+        return table[tuple([i.clamp(0, n) if isinstance(i, Tensor) else min(max(i, 0), n) for i, n in zip(index, last)])]
 
     return read
 

@@ -12,6 +12,13 @@ from collections.abc import Mapping
 from attncc.ir.expr import Expr, Kind, Op, Table, apply, const, intern, nodes
 from attncc.ir.ops import TABLE, Interval
 
+_INFINITE = (Op.DIV, Op.EXP, Op.LOG, Op.SQRT, Op.POW)
+
+
+def may_be_infinite(*roots: Expr) -> bool:
+    """Whether finite variables and tables may give something infinite or NaN, overflow of sums and products apart."""
+    return any(n.op in _INFINITE or (n.op is Op.CONST and n.kind is Kind.FLOAT and math.isinf(n.value)) for n in nodes(*roots))
+
 
 def interval(root: Expr, box: Mapping[str, Interval]) -> Interval:
     """Bounds of `root` where each variable in `box` ranges between two expressions; other variables are single values."""

@@ -159,10 +159,9 @@ def _call(op: Op, *args: Expr) -> Expr:
     return simplified(op, args)
 
 
-def _pow_derivative(_: Expr, a: Expr, b: Expr) -> tuple[Expr | float, ...]:
-    if b.op is not Op.CONST:
-        raise ValueError("the derivative of pow is known for constant exponents only")
-    return b * _call(Op.POW, a, const(float(b.value) - 1.0)), 0.0
+def _pow_derivative(node: Expr, a: Expr, b: Expr) -> tuple[Expr, Expr]:
+    """By an exponent, a ** b * log(a); 0 where a is 0, as a ** b is there for all b > 0."""
+    return b * _call(Op.POW, a, b - 1.0), _select(const(0.0) < a, node * _call(Op.LOG, a), const(0.0))
 
 
 def _abs_derivative(_: Expr, x: Expr) -> tuple[Expr]:

@@ -147,8 +147,16 @@ def shared_bytes(body: Graph, c: Configuration, target: Target) -> int:
 
 def pair_tables(body: Graph) -> int:
     """Reads of tables that differ from pair to pair: biases by relative position, masks given as arrays."""
-    reads = {n for value in (*_values(body),) for n in nodes(value) if n.op is Op.LOAD}
-    return sum(all(any(name.startswith(side) for name in variables(read)) for side in "qk") for read in reads)
+    return sum(all(any(name.startswith(side) for name in variables(read)) for side in "qk") for read in _reads(body))
+
+
+def _dense_tables(body: Graph) -> int:
+    """Reads of tables with an entry for each pair, whose offsets have 64 bits."""
+    return sum({"NQ", "NK"} <= set(read.value.shape) for read in _reads(body))
+
+
+def _reads(body: Graph) -> set[Expr]:
+    return {n for value in _values(body) for n in nodes(value) if n.op is Op.LOAD}
 
 
 def _values(body: Graph) -> list[Expr]:
@@ -170,5 +178,6 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     scores = c.q_rows * c.k_rows
     steps = bool(body.find(GraphOp.MAP)) + _long_weight(body)
     words = scores + scores * size // 4 + c.q_rows * value_width + int(scores * comfort(body, target).maps * steps)
+    words += scores * _dense_tables(body)
     words += c.q_rows * key_width * size // 4 if target.matrix in ("mma", "mfma") else 0
     return words // (c.num_warps * target.warp)

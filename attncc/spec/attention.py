@@ -20,7 +20,7 @@ from attncc.spec.masks import Full, Mask
 from attncc.spec.model import NO_DROPOUT, Axes, Grid, Part
 from attncc.spec.normalizers import NormalizerSpec, Softmax
 from attncc.spec.routing import Routing
-from attncc.spec.scores import Alibi, RelativeBias, Scale, Score
+from attncc.spec.scores import Alibi, Scale, Score
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -116,26 +116,17 @@ class AttentionSpec(Part):
         for i, score in enumerate(self.scores):
             if isinstance(score, Scale) and i:
                 found.append(f"scores.{i}: scale must stand first and once")
-            if isinstance(score, Alibi):
-                found += [f"scores.{i}.{p}" for p in self._alibi_problems(score)]
-            if isinstance(score, RelativeBias) and len(score.extent) != self.grid.rank:
-                found.append(f"scores.{i}.extent: has {len(score.extent)} axes, tokens have {self.grid.rank}")
+            found += [f"scores.{i}.{p}" for p in score.problems(self.grid)]
             name = "alibi_slopes" if isinstance(score, Alibi) else getattr(score, "table", None)
             if name is not None and name in names:
                 found.append(f"scores.{i}: two scores read the table {name!r}")
             names.add(name)
         return found
 
-    def _alibi_problems(self, score: Alibi) -> list[str]:
-        if self.grid.rank != 1:
-            return ["kind: alibi is defined on one axis of tokens"]
-        if score.slopes is not None and (score.trainable or len(score.slopes) != self.heads):
-            return [f"slopes: give {self.heads}, one for each head, or make them trainable"]
-        return []
-
     def _depth_problems(self) -> list[str]:
-        too_deep = depth(self.predicate) > DEEPEST
-        return [f"mask: nested too deeply, its formula has more than {DEEPEST} operations inside one another"] if too_deep else []
+        formulas = {"mask": self.predicate} | {f"scores.{i}": s.apply(SCORE, self.grid, self.heads) for i, s in enumerate(self.scores)}
+        deep = [field for field, formula in formulas.items() if depth(formula) > DEEPEST]
+        return [f"{field}: nested too deeply, its formula has more than {DEEPEST} operations inside one another" for field in deep]
 
     def _table_problems(self) -> list[str]:
         """Names of run-time inputs: no word of the language or of a call, and one tensor each."""

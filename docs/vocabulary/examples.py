@@ -59,6 +59,11 @@ SCORES = (
     Example(scores.Softcap(cap=2.0)),
     Example(scores.Alibi()),
     Example(scores.RelativeBias(extent=(8,))),
+    Example(scores.T5Bias(buckets=32, max_distance=128)),
+    Example(scores.DenseBias(per_batch=False)),
+    Example(scores.Bias(index=("b", "k"))),
+    Example(scores.Temperature(index=("h",))),
+    Example(scores.Expression(text="s + slope[h] * float(k - q)")),
 )
 NORMALIZERS = (
     Example(normalizers.Softmax(sink="per_head")),

@@ -39,6 +39,10 @@ def gate(**fields: str) -> Any:
     return {"kind": "output", "activation": "sigmoid", "granularity": "elementwise", "mode": "multiply", **fields}
 
 
+def hidden(text: str) -> Any:
+    return {"kind": "expression", "text": f"select({text}, -inf, s)"}
+
+
 FULL = {"kind": "full"}
 CAUSAL = {"kind": "causal", "align": "top_left"}
 LAST = {"kind": "causal", "align": "bottom_right"}
@@ -54,6 +58,8 @@ HARD: dict[str, Run] = {
     "rows without keys": run(LAST, [40], key_tokens=[23], outputs=BOTH),
     "rows without keys, gated": run(LAST, [40], key_tokens=[23], gate=gate(mode="add", activation="silu")),
     "rows without keys, pointwise": run(LAST, [40], key_tokens=[23], normalizer={"kind": "sigmoid", "bias": 0.5}),
+    "full tiles that scores mask": run(FULL, [40], scores=[hidden("k < 20 + q // 20 * 20")], outputs=BOTH),
+    "tiles of infinite scores": run(CAUSAL, [40], scores=[hidden("q % 3 == 0")], outputs=BOTH),
     "no keys at all": run(predicate("k < 0"), [20], outputs=BOTH),
     "far more keys": run(LAST, [5], key_tokens=[70], outputs=BOTH),
     "norms, then turns in halves": run(CAUSAL, [21], head_dim=40, heads=4, key_heads=2, loads=[NORM, {"kind": "rotary", "width": 36}]),

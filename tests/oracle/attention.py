@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,17 @@ def _scores(spec: Spec, q: Tensor, k: Tensor, inputs: Inputs) -> Tensor:
                 s = s - _alibi(step, spec["heads"], at, inputs, s.device).to(s.dtype)
             case "relative_bias":
                 s = s + _relative_bias(step, at, inputs, s.device).to(s.dtype)
+            case "temperature":
+                s = s * _indexed(step["table"], step["index"], at, inputs).to(s.dtype)
+            case "bias":
+                s = s + _indexed(step["table"], step["index"], at, inputs).to(s.dtype)
+            case "dense_bias":
+                s = s + inputs[step.get("table", "bias")].to(s.dtype)
+            case "t5_bias":
+                buckets = t5_buckets(step, int(at["nq"]), int(at["nk"]))
+                s = s + inputs[step.get("table", "t5_bias")][:, torch.from_numpy(buckets).to(s.device)].to(s.dtype)
+            case "expression":
+                s = _expression(step, s, at, inputs)
             case kind:
                 raise ValueError(f"score map {kind!r} is unknown, or not in its place")
     return s
@@ -97,6 +109,61 @@ def alibi_slopes(heads: int) -> list[float]:
     power = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (h + 1) / power) for h in range(power)]
     return slopes if power == heads else slopes + alibi_slopes(2 * power)[0::2][: heads - power]
+
+
+def _indexed(name: str, index: Sequence[str], at: Indices, inputs: Inputs) -> Tensor:
+    table = inputs[name]
+    places = torch.broadcast_tensors(*[torch.from_numpy(at[i]) for i in index])
+    found: Tensor = table[tuple(place.to(table.device) for place in places)]
+    return found
+
+
+def t5_buckets(step: Spec, nq: int, nk: int) -> np.ndarray:
+    """T5's bucket of every pair, int64 ``[Nq, Nk]``: distances in fractions, so that a limit is never missed by rounding."""
+    both = step.get("bidirectional", True)
+    half = step.get("buckets", 32) // (2 if both else 1)
+    exact, farthest = half // 2, step.get("max_distance", 128)
+
+    def one_side(n: int) -> int:
+        if n < exact:
+            return n
+        larger = 0  # the greatest j with (farthest / exact) ** j <= (n / exact) ** (half - exact)
+        while larger < half - exact and Fraction(farthest, exact) ** (larger + 1) <= Fraction(n, exact) ** (half - exact):
+            larger += 1
+        return min(exact + larger, half - 1)
+
+    def bucket(ahead: int) -> int:
+        if both:
+            return (half if ahead > 0 else 0) + one_side(abs(ahead))
+        return one_side(max(-ahead, 0))
+
+    return np.array([[bucket(k - q) for k in range(nk)] for q in range(nq)], dtype=np.int64)
+
+
+def _expression(step: Spec, s: Tensor, at: Indices, inputs: Inputs) -> Tensor:
+    """Python's own reading of the text, which is safe for texts of our own tests only."""
+
+    class Reads:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, index: Any) -> Tensor:
+            places = torch.broadcast_tensors(*(index if isinstance(index, tuple) else (index,)))
+            return inputs[self.name][tuple(places)].to(s.dtype)
+
+    functions = {
+        "tanh": torch.tanh,
+        "exp": torch.exp,
+        "sigmoid": torch.sigmoid,
+        "select": torch.where,
+        "pow": torch.pow,
+        "inf": math.inf,
+        "float": lambda x: x.to(s.dtype),
+    }
+    places = {name: torch.from_numpy(np.asarray(x)) for name, x in at.items()}
+    names = {**functions, **places, "s": s, "abs": torch.abs, **{name: Reads(name) for name in inputs}}
+    found: Tensor = eval(step["text"], {"__builtins__": {}}, names)  # noqa: S307 (text of our own)
+    return found
 
 
 def _relative_bias(step: Spec, at: Indices, inputs: Inputs, device: torch.device) -> Tensor:
@@ -145,10 +212,11 @@ def _normalize(normalizer: Spec, s: Tensor, allowed: Tensor, at: Indices, inputs
             total = weights.sum(dim=-1) + normalizer.get("epsilon", 0.0)
             return weights / torch.where(total == 0, 1.0, total)[..., None], {"lse": total.log()}
         case "softmax":
-            # The softmax of -inf alone is NaN, so an empty row keeps its finite scores and is erased afterwards;
-            # that stops its gradients too.
+            # A score of -inf masks its pair. The softmax of -inf alone is NaN, so an empty row has scores of 0 and is
+            # erased afterwards; that stops its gradients too.
+            allowed = allowed & (s != -torch.inf)
             empty = ~allowed.any(dim=-1, keepdim=True)
-            s = s.masked_fill(~(allowed | empty), -torch.inf)
+            s = s.masked_fill(~allowed, -torch.inf).masked_fill(empty, 0.0)
             weights = torch.softmax(s, dim=-1).masked_fill(~allowed, 0.0)
             return weights, {"lse": torch.logsumexp(s, dim=-1).masked_fill(empty[..., 0], -torch.inf)}
     raise ValueError(f"normalizer {normalizer['kind']!r} is unknown")

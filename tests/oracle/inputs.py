@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,11 +43,9 @@ def random_inputs(
     }
     table_dtype = torch.promote_types(dtype, torch.float32)
     for step in spec.get("scores", []):
-        if step["kind"] == "relative_bias":
-            shape = (heads, *(2 * extent - 1 for extent in step["extent"]))
-            inputs[step.get("table", "relative_bias")] = normal(shape, table_dtype)
-        if step["kind"] == "alibi" and step.get("trainable"):
-            inputs["alibi_slopes"] = normal((heads,), table_dtype).abs()
+        for name, shape in _float_tables(step, size, rng).items():
+            inputs[name] = shape if isinstance(shape, Tensor) else normal(shape, table_dtype)
+            inputs[name] = inputs[name].abs() if step["kind"] == "alibi" else inputs[name]
     for name, axes in _normalizer_inputs(spec, v.shape).items():
         inputs[name] = normal([batch if n == "b" else n for n in axes], table_dtype)
     if gate := spec.get("gate"):
@@ -89,6 +88,28 @@ def _normalizer_inputs(spec: Spec, values: Sequence[int]) -> dict[str, list[Any]
     if normalizer.get("sink") == "key_value":
         shapes |= {"k_bias": [spec.get("key_heads") or heads, spec["head_dim"]], "v_bias": [values[1], values[3]]}
     return {name: shape for name, shape in shapes.items() if shape}
+
+
+def _float_tables(step: Spec, size: dict[str, int], rng: np.random.Generator) -> dict[str, Any]:
+    """Shapes of the float tables of a score map, by name; of an expression's integer ones, the table."""
+    match step["kind"]:
+        case "relative_bias":
+            return {step.get("table", "relative_bias"): (size["h"], *(2 * extent - 1 for extent in step["extent"]))}
+        case "alibi" if step.get("trainable"):
+            return {"alibi_slopes": (size["h"],)}
+        case "bias" | "temperature":
+            return {step["table"]: [size[i] for i in step["index"]]}
+        case "dense_bias":
+            first = (size["b"] if step.get("per_batch", True) else 1, size["h"] if step.get("per_head", True) else 1)
+            return {step.get("table", "bias"): (*first, size["q"], size["k"])}
+        case "t5_bias":
+            return {step.get("table", "t5_bias"): (size["h"], step.get("buckets", 32))}
+        case "expression":
+            reads = re.findall(r"(\w+)\[([^]]*)\]", step["text"])
+            shapes = {name: [size[i.strip()] for i in index.split(",")] for name, index in reads}
+            whole = {name: torch.from_numpy(rng.integers(0, 9, size=shapes[name])).int() for name in step.get("integers", ())}
+            return {**shapes, **whole}
+    return {}
 
 
 def _int_table(rng: np.random.Generator, spec: Spec, size: dict[str, int], axes: Any) -> np.ndarray:

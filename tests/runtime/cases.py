@@ -29,6 +29,7 @@ CAUSAL: Json = {"kind": "causal", "align": "top_left"}
 SEGMENTS: Json = {"kind": "segments", "ids": "segments", "key_ids": None}
 GATE: Json = {"kind": "output", "activation": "sigmoid", "granularity": "elementwise", "mode": "multiply"}
 WITH_LSE = ["output", "lse"]
+RAISED = "s + pow(0.5 + w[h] * w[h], u[q]) * float(marks[k]) * 0.1"
 CASES: dict[str, tuple[Json, list[int]]] = {
     "full": (spec([40], outputs=WITH_LSE), []),
     "one token": (spec([None], mask=CAUSAL), [1]),
@@ -59,6 +60,15 @@ CASES: dict[str, tuple[Json, list[int]]] = {
              gate={**GATE, "granularity": "headwise"}),
         [],
     ),
+    "dense bias": (spec([9, 7], scores=[{"kind": "dense_bias", "per_head": False}], mask=CAUSAL, outputs=WITH_LSE), []),
+    "bias by key": (spec([None], scores=[{"kind": "bias", "table": "bias", "index": ["b", "k"]}], mask=CAUSAL), [50]),
+    "temperature": (
+        spec([40], scores=[{"kind": "temperature", "table": "heat", "index": ["h", "q"]}, {"kind": "softcap", "cap": 4.0}], mask=CAUSAL),
+        [],
+    ),
+    "buckets": (spec([70], key_tokens=[90], scores=[{"kind": "t5_bias", "buckets": 8, "max_distance": 40}], heads=3), []),
+    "buckets of one side": (spec([90], scores=[{"kind": "t5_bias", "bidirectional": False, "max_distance": 60}]), []),
+    "expression": (spec([60], scores=[{"kind": "expression", "text": RAISED, "integers": ["marks"]}], mask=CAUSAL), []),
     "sigmoid": (spec([140], normalizer={"kind": "sigmoid", "bias": -1.5}, mask=CAUSAL, scores=[{"kind": "softcap", "cap": 5.0}]), []),
     "relu": (spec([60], normalizer={"kind": "relu"}, mask=CAUSAL, gate={**GATE, "activation": "silu"}), []),
     "sink of zero": (spec([40], normalizer={"kind": "softmax", "sink": 0.0}, mask=CAUSAL, outputs=WITH_LSE), []),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import attncc
-from attncc import AttentionSpec, gates, masks
+from attncc import AttentionSpec, gates, masks, scores
 from attncc.runtime.reference import reference
 from attncc.spec.lower import lower
 from tests.oracle import concrete
@@ -245,3 +245,41 @@ def test_calls_do_not_warn() -> None:
 def test_a_self_check_that_no_machine_could_run_says_so(tokens: tuple[int, ...], refused: bool) -> None:
     spec = attncc.AttentionSpec(tokens=tokens, heads=24, head_dim=64, mask=masks.Full())
     assert ("`attncc verify SPEC.json` compares sampled rows" in attncc.compile(spec, target="cpu").source) == refused
+
+
+def test_what_a_mask_hides_may_be_infinite() -> None:
+    """1 / (q - k) where k < q: infinite on the diagonal, which is masked, and no gradient is NaN for it."""
+    score = scores.Expression(text="s + slope[h] / float(q - k)")
+    mask = masks.Predicate(text="k < q")
+    spec = AttentionSpec(tokens=(40,), heads=2, head_dim=8, dtype="float64", mask=mask, scores=(score,))
+    leaves = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in (*[(1, 2, 40, 8)] * 3, (2,))]
+    q, k, v, slope = leaves
+    steps = torch.arange(40.0, dtype=torch.float64)[:, None] - torch.arange(40)
+    below = steps > 0
+    s = q @ k.mT * 8**-0.5 + slope[:, None, None] * torch.where(below, 1.0 / steps.clamp(min=1), 0.0)
+    want = torch.softmax(s.masked_fill(~below, -1e300), -1).masked_fill(~below, 0.0) @ v
+    got = attncc.compile(spec, "cpu")(q, k, v, slope=slope)
+    weight = torch.randn_like(want)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(torch.autograd.grad(got, leaves, weight), torch.autograd.grad(want, leaves, weight)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("target", ["cpu", "reference"])
+def test_a_score_of_minus_infinity_masks_its_pair(target: str) -> None:
+    """Rows that see nothing else are 0, their lse -inf, their gradients 0."""
+    score = scores.Expression(text="select(k < least[q], -inf, s)", integers=("least",))
+    spec = AttentionSpec(tokens=(30,), heads=1, head_dim=8, dtype="float64", scores=(score,), outputs=("output", "lse"))
+    least = torch.tensor([30, 0, 7] * 10, dtype=torch.int32)
+    q, k, v = (torch.randn(1, 1, 30, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    if target == "cpu":
+        out, lse = attncc.compile(spec, "cpu")(q, k, v, least=least)
+    else:
+        out, lse = reference(lower(spec), {"q": q, "k": k, "v": v, "least": least}, (30,), (30,)).values()
+    (dq,) = torch.autograd.grad(out.sum() + lse[lse.isfinite()].sum(), q)
+    for row in range(30):
+        s = (k[0, 0, least[row] :] @ q[0, 0, row]) * 8**-0.5
+        want = torch.softmax(s, 0) @ v[0, 0, least[row] :]
+        torch.testing.assert_close(out[0, 0, row], want, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(lse[0, 0, row], torch.logsumexp(s, 0), rtol=1e-12, atol=1e-12)
+    assert dq.isfinite().all() and not dq[0, 0, ::3].any()

@@ -172,7 +172,7 @@ def _rules(problem: Problem, q: Tensor, k: Tensor) -> Rules:
         finite = math.isfinite(bound)
     if problem.scores is not None:
         bound = problem.scores.bound
-        finite = finite and all(math.isfinite(float(table.sum())) for table in problem.scores.tables)
+        finite = finite and problem.scores.finite and all(math.isfinite(float(table.sum())) for table in problem.scores.tables)
     like = torch.empty(0, dtype=dtype, device=q.device)
     return Rules(problem.scale, problem.scores, problem.pointwise, bound <= SAFE_SCORE, finite, like, problem.mask)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from attncc.ir.arrays import Arrays, torch_arrays
 from attncc.ir.derivatives import derivative
-from attncc.ir.expr import Expr, Kind, Op, const, nodes, substitute, tables
+from attncc.ir.expr import Expr, Kind, Op, const, nodes, substitute, tables, variables
 from attncc.ir.graph import Graph, GraphOp
-from attncc.ir.intervals import interval
+from attncc.ir.intervals import interval, may_be_infinite
 from attncc.ir.rows import SCORE
 from attncc.ir.values import evaluate, evaluate_all
 from attncc.passes.tiles import Shape
@@ -84,7 +84,8 @@ def score_map(graph: Graph, operands: Operands) -> ScoreMap | None:
     trained = {name: x for name, x in read.items() if name in operands.trained}
     chain, added = _Chain(maps, Places.of(graph, operands), operands.compute), _added(maps)
     offset = None if added is None else partial(chain.at, added)
-    return ScoreMap(chain.value, chain.vjp, offset, added is not None and _steady(added), _bound(maps), tuple(read.values()), trained)
+    steady, finite = added is not None and _steady(added), not may_be_infinite(*maps)
+    return ScoreMap(chain.value, chain.vjp, offset, steady, _bound(maps), finite, tuple(read.values()), trained)
 
 
 @lru_cache(maxsize=256)
@@ -158,8 +159,8 @@ class _Chain:
             slopes = evaluate_all([_slope(value, x) for x in (SCORE, *leaves)], {**env, "s": before}, self.places.arrays)
             for read, slope in zip(leaves, slopes[1:]):
                 index = evaluate_all(read.args, env, self.places.arrays)
-                scatter(grads[read.value.name], index, grad * slope)
-            grad = grad if _is_one(slopes[0]) else (grad * slopes[0]).to(self.dtype)
+                scatter(grads[read.value.name], index, _product(grad, slope, _slope(value, read)))
+            grad = grad if _is_one(slopes[0]) else _product(grad, slopes[0], _slope(value, SCORE)).to(self.dtype)
         return grad
 
 
@@ -182,6 +183,20 @@ def table_gradients(value: Expr, grad: Tensor, env: Env, operands: Operands) -> 
         slope = evaluate(_slope(value, read), env, arrays)
         scatter(sums[read.value.name], evaluate_all(read.args, env, arrays), grad * slope)
     return {name: x.to(operands.tables[name].dtype) for name, x in sums.items()}
+
+
+def _product(grad: Tensor, slope: Any, formula: Expr) -> Tensor:
+    """grad * slope, 0 where grad is: at a masked pair a slope may be infinite."""
+    return torch.where(grad == 0, grad, grad * slope) if _open(formula) else grad * slope
+
+
+@lru_cache(maxsize=1024)
+def _open(formula: Expr) -> bool:
+    """Whether a slope may be infinite: it depends on scores or tables, which may be, and no interval bounds it."""
+    if "s" not in variables(formula) and not tables(formula):
+        return may_be_infinite(formula)
+    bounds = interval(formula, {"s": (const(-math.inf), const(math.inf))})
+    return any(x.op is not Op.CONST or math.isinf(x.value) for x in bounds)
 
 
 def _is_one(slope: Any) -> bool:

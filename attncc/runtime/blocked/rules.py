@@ -45,6 +45,7 @@ class ScoreMap:
     `value(s, where)` leaves `s` as it is; `vjp(s, grad, where, grads)` returns the gradient of `s` and adds those of the `trained`
     tables to `grads`. A map that only adds something to s says what in `offset`; then neither reads `s`, and where the offset is
     `steady` it depends on the shape of the positions only. `bound` is one of |value| for every s; `tables` are the float tables read.
+    With `finite` scores and tables the value of a `finite` map is finite.
     """
 
     value: Callable[[Tensor, Where], Tensor]
@@ -52,6 +53,7 @@ class ScoreMap:
     offset: Callable[[Where], Tensor] | None = None
     steady: bool = False
     bound: float = math.inf
+    finite: bool = True
     tables: tuple[Tensor, ...] = ()
     trained: dict[str, Tensor] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from pydantic import field_validator
@@ -48,6 +49,21 @@ class Predicate(Pattern):
 
 
 def _parse_predicate(text: str, grid: Grid) -> Expr:
+    mask = read_text(text, grid, {}, lambda name: Kind.INT, INTEGER_CALLS)
+    if mask.kind is not Kind.BOOL:
+        raise ValueError(f"a predicate must be true or false, this one is {mask.kind.value}")
+    for n in nodes(mask):
+        if n.kind is Kind.FLOAT:
+            raise ValueError(f"{n!r} is no integer; // divides integers")
+    return mask
+
+
+def read_text(text: str, grid: Grid, more: Mapping[str, Expr], kind: Callable[[str], Kind], calls: frozenset[str] | None) -> Expr:
+    """The expression a text says over the vocabulary of masks, `more` names, and run-time tables of the kinds that `kind` tells.
+
+    Raises:
+        ValueError: what is not in the grammar.
+    """
     names = {"b": var("b"), "h": var("h")}
     dims: dict[Expr, str] = {names["b"]: "B", names["h"]: "H"}
     for side in "qk":
@@ -59,25 +75,21 @@ def _parse_predicate(text: str, grid: Grid) -> Expr:
 
     def read(name: str, index: tuple[Expr, ...]) -> Expr:
         unknown = [i for i in index if i not in dims]
-        if unknown or len(set(index)) < len(index) or name in names:
+        if unknown or len(set(index)) < len(index) or name in names or name in more:
             raise ValueError(f"table {name!r} must be indexed by b, h, q and k alone, each at most once")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"table {name!r} must have a name of small letters, digits and underscores")
-        return load(Table(name, Kind.INT, tuple(dims[i] for i in index)), *index)
+        return load(Table(name, kind(name), tuple(dims[i] for i in index)), *index)
 
-    mask = parse(text, names, read, INTEGER_CALLS)
-    if mask.kind is not Kind.BOOL:
-        raise ValueError(f"a predicate must be true or false, this one is {mask.kind.value}")
-    for n in nodes(mask):
+    found = parse(text, {**names, **more}, read, calls)
+    for n in nodes(found):
         _check_number(n)
-    return mask
+    return found
 
 
 def _check_number(n: Expr) -> None:
-    """Holds one node of a predicate to what kernels compute with: 32-bit integers, divided by something."""
-    if n.kind is Kind.FLOAT:
-        raise ValueError(f"{n!r} is no integer; // divides integers")
-    if n.op is Op.CONST and abs(int(n.value)) > 2**31 - 1:
+    """Holds one node to what kernels compute with: 32-bit integers, divided by something."""
+    if n.op is Op.CONST and n.kind is Kind.INT and abs(int(n.value)) > 2**31 - 1:
         raise ValueError("a number is no 32-bit integer")
     if n.op in (Op.FLOORDIV, Op.MOD) and n.args[1] is const(0):
         raise ValueError("division by zero")
