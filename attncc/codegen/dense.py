@@ -9,6 +9,8 @@ from attncc.codegen.expressions import Names, code
 from attncc.codegen.facts import Facts
 from attncc.codegen.lines import indented
 from attncc.codegen.loads import Loads
+from attncc.codegen.routing import RoutedRows
+from attncc.codegen.visit import Visit
 from attncc.ir.expr import Expr, Table
 from attncc.ir.graph import logit_share
 from attncc.passes.canonicalize import mask_predicate
@@ -26,6 +28,10 @@ class Dense:
     @property
     def loads(self) -> Loads:
         return Loads(self.facts)
+
+    @property
+    def routing(self) -> RoutedRows:
+        return RoutedRows(Visit(self.facts))
 
     def names(self) -> Names:
         """Coordinates as broadcastable tensors: b `[B, 1, 1, 1]`, h `[H, 1, 1]`, q `[N, 1]`, k `[M]`."""
@@ -60,7 +66,7 @@ class Dense:
         facts = self.facts
         lines = [
             f"keep = allowed({', '.join(['q', 'k', *self.extras()])})",
-            *(self._coordinates() if facts.maps or facts.sink is not None or facts.divisor is not None else []),
+            *(self._coordinates() if facts.maps or facts.sink is not None or facts.divisor is not None or self.routing.reads else []),
         ]
         lines += ["q, k, v = q.double(), k.double(), v.double()", *self.loads.dense()]
         for operand, heads in zip("kv", facts.heads[1:]):
@@ -68,7 +74,7 @@ class Dense:
                 lines.append(f"{operand} = {operand}.repeat_interleave({facts.heads[0] // heads}, 1)")
         lines.append(f"s = q @ k.transpose(2, 3) * {facts.scale!r}")
         lines += [f"s = {self._code(value)}" for value in facts.maps]
-        return [*lines, *self._weights(), *self._gate(), f"return {'(o, lse)' if facts.lse else 'o'}"]
+        return [*lines, *self._weights(), *self.routing.dense(self.names()), *self._gate(), f"return {'(o, lse)' if facts.lse else 'o'}"]
 
     def _lists(self) -> list[str]:
         """Tiles from the dense mask: fine at the size of a check; `attncc` finds them without one."""

@@ -11,6 +11,7 @@ from attncc.codegen.expressions import code
 from attncc.codegen.facts import Chunk, Facts
 from attncc.codegen.lines import call, filled, indented, used
 from attncc.codegen.loads import Loads
+from attncc.codegen.routing import RoutedRows
 from attncc.codegen.row_state import RowState
 from attncc.codegen.visit import Visit
 from attncc.ir.expr import const
@@ -37,6 +38,10 @@ class Kernel:
     def loads(self) -> Loads:
         return Loads(self.facts)
 
+    @cached_property
+    def routing(self) -> RoutedRows:
+        return RoutedRows(self.visit)
+
     # ---- arguments -------------------------------------------------------------------------------------------------------------
 
     @property
@@ -50,7 +55,8 @@ class Kernel:
         boxes = [*self.visit.box_names("k"), *self.visit.box_names("v")]
         lists = [] if self.facts.ranges else LISTS
         lse = ["lse"] if self.facts.lse else []
-        return [*self.tensors, *lse, *self.facts.tables, *self.loads.pointers("q"), *boxes, *lists]
+        tables = [*self.facts.tables, *self.loads.pointers("q"), *self.routing.arguments]
+        return [*self.tensors, *lse, *tables, *boxes, *lists]
 
     @property
     def scalars(self) -> list[tuple[str, str]]:
@@ -103,12 +109,7 @@ class Kernel:
         ]
 
     def _program(self) -> list[str]:
-        lines = [
-            "row = tl.program_id(0)" if self.facts.plan.row_order == "ascending" else
-            "row = tl.num_programs(0) - 1 - tl.program_id(0)  # long rows first",
-            "h = tl.program_id(1)",
-            "b = tl.program_id(2)",
-        ]  # fmt: skip
+        lines = self.routing.program(self.facts.plan.row_order == "descending")
         for tensor in self.tensors:
             by_batch, by_head = (self._step(f"{tensor}_{axis}") for axis in "bh")
             lines.append(f"{tensor} += b * {by_batch} + {self._head_of(tensor)} * {by_head}{self._packed(tensor)}")
@@ -140,6 +141,8 @@ class Kernel:
 
     def _rows(self) -> list[str]:
         """Coordinates of this program's queries, clamped into the grid so that rows past its end repeat the last one."""
+        if self.routing.gathers:
+            return self.routing.gathered_rows()
         facts, sides = self.facts, self.facts.plan.q_tile
         lines = self._residues()
         name = "row" if prod(facts.body.order) == 1 else "tile"
@@ -229,7 +232,7 @@ class Kernel:
     # ---- epilogue ------------------------------------------------------------------------------------------------------------------
 
     def _epilogue(self) -> list[str]:
-        lines = self.rows.norm()
+        lines = [*self.rows.norm(), *self.routing.weights()]
         for i, chunk in enumerate(self.visit.value_chunks):
             lines += self._output(i, chunk, bool(self.rows.norm()))
         return [*lines, *self.rows.lse()]
@@ -238,7 +241,7 @@ class Kernel:
         offset, columns = _columns(chunk)
         mask = f"inside[:, None] & ({columns})" if columns else "inside[:, None]"
         value = f"acc{index} * norm" if divided else f"acc{index}"
-        lines = [f"o = {value}", *self._gated(chunk)]
+        lines = [f"o = {value}", *self.routing.weighed(), *self._gated(chunk)]
         return [*lines, f"tl.store(out + at * out_n + {offset}, o.to(out.dtype.element_ty), mask={mask})"]
 
     def _gated(self, chunk: Chunk) -> list[str]:

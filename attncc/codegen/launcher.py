@@ -68,6 +68,7 @@ class Launcher:
             *lines,
             *self._boxes(),
             *self._lists(),
+            *self.kernel.routing.launch(),
             *self._launch(),
             f"return {'(out, lse)' if facts.lse else 'out'}",
         ]

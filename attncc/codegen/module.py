@@ -10,6 +10,8 @@ from attncc.codegen.facts import Facts
 from attncc.codegen.kernel import Kernel
 from attncc.codegen.launcher import Launcher
 from attncc.codegen.lines import filled
+from attncc.codegen.routing import RoutedRows
+from attncc.codegen.visit import Visit
 from attncc.errors import UnsupportedError
 from attncc.ir.graph import GraphOp
 from attncc.passes.plan import KernelPlan, Plan
@@ -36,9 +38,11 @@ def emit(plan: Plan, spec_json: str) -> str:
             "compile the parts as specs of their own",
         )
     facts = Facts(plan.kernels[0], record)
-    if facts.body.find(GraphOp.ROUTE) or facts.body.find(GraphOp.WEIGH):
+    if RoutedRows(Visit(facts)).gathers and not facts.ranges:
         raise UnsupportedError(
-            f"routing on {plan.target}", "generated kernels compute every head of every token", "routing null, or target cpu"
+            f"routing of tokens under this mask on {plan.target}",
+            "its key tiles are listed for whole query tiles, and routed rows stand in others",
+            "a mask of bands on one axis (causal, sliding_window, prefix), routing head_mask, or target cpu",
         )
     if facts.dtype == "float64":
         raise UnsupportedError("dtype float64 on a GPU", "matrix units have no fast float64 path here", "float32, or target cpu")

@@ -7,6 +7,7 @@ from typing import Any
 
 from attncc.codegen.facts import Facts
 from attncc.codegen.kernel import LISTS, Kernel
+from attncc.codegen.routing import ROUTED
 from attncc.passes.footprint import BYTES
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64", "int32": "i32"}
@@ -51,7 +52,7 @@ def _boxes(facts: Facts, kernel: Kernel) -> dict[str, str]:
 
 
 def _dtype(name: str, facts: Facts) -> str:
-    if name in LISTS:
+    if name in (*LISTS, *ROUTED):
         return "int32"
     if name == "lse" or name.endswith(("_cos", "_sin")):
         return "float32"

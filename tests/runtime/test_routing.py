@@ -104,10 +104,10 @@ def test_another_call_has_rows_of_its_own() -> None:
 
 def test_score_maps_see_where_rows_stood(poisoned: None) -> None:
     """Tiles of routed rows that lie alike, but for a token that one of them lacks."""
-    made = weights("all heads", 1400)
+    made = weights("all heads", 1035)
     made[:, :, 60::97] = 0
     window = {"kind": "sliding_window", "left": 40, "right": 7, "align": "top_left"}
-    compared(spec([1400], heads=HEADS, mask=window, routing=MIXTURE, scores=[ALIBI]), {"routing": made})
+    compared(spec([1035], heads=HEADS, mask=window, routing=MIXTURE, scores=[ALIBI]), {"routing": made})
 
 
 @pytest.mark.parametrize("shared", [0, 2])
