@@ -9,7 +9,7 @@ from typing import Any
 from attncc.codegen.facts import Facts
 from attncc.codegen.kernel import Kernel
 from attncc.codegen.signature import Specialization, default_specialization
-from attncc.spec import gates, loads, masks, normalizers, scores
+from attncc.spec import gates, loads, masks, normalizers, routing, scores
 from attncc.spec.attention import AttentionSpec
 from benchmarks.covering import Row
 
@@ -83,6 +83,14 @@ GATES = {
     "tanh, packed": gates.Output(activation="tanh", granularity="packed"),
     "added, shared": gates.Output(mode="add", granularity="shared"),
 }
+ROUTINGS = {
+    "none": None,
+    "mixture of heads": routing.MixtureOfHeads(shared=1, top_k=2),
+    "head mask": routing.HeadMask(per_batch=True),
+    "head scale": routing.HeadScale(),
+}
+RANGED = ("full", "causal", "window")
+"""Masks whose key tiles the kernel computes itself: only these go with routing by token."""
 FACTORS = {
     "mask": list(MASKS),
     "normalizer": list(NORMALIZERS),
@@ -93,6 +101,7 @@ FACTORS = {
     "layout": ["bhsd", "bshd", "unaligned"],
     "dtype": ["float16", "bfloat16", "float32"],
     "gate": list(GATES),
+    "routing": list(ROUTINGS),
     "rank": list(GRIDS),
     "lengths": ["fixed", "open"],
 }
@@ -100,8 +109,12 @@ TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 
 
 def legal(row: Mapping[str, str]) -> bool:
-    """Alibi, T5's buckets and documents are defined on one axis, tables of blocks on known lengths; the rest goes with everything."""
+    """Alibi, T5's buckets and documents are defined on one axis, tables of blocks on known lengths, routing by token needs masks of
+    ranges; the rest goes with everything."""
     on_a_line = row.get("rank", "1") == "1"
+    ranged = on_a_line and row.get("mask", "full") in RANGED
+    if row.get("routing") == "mixture of heads" and not ranged:
+        return False
     if row.get("mask") == "block table" and row.get("lengths") == "open":
         return False
     return on_a_line or (row.get("scores") not in ("alibi", "t5 bias") and row.get("mask") != "documents")
@@ -124,6 +137,7 @@ def spec_of(row: Row) -> AttentionSpec:
         "scores": SCORES[row["scores"]](rank),
         "normalizer": normalizer,
         "gate": GATES[row["gate"]],
+        "routing": ROUTINGS[row["routing"]],
         "outputs": outputs,
     }
     return AttentionSpec.model_validate(fields)

@@ -9,6 +9,7 @@ CANONICAL, VISIT, KERNEL = "attncc/passes/canonicalize.py", "attncc/codegen/visi
 MASKS = "tests/passes/test_block_mask.py::test_hard_masks"
 BRUTE = "tests/passes/test_block_mask.py::test_block_mask_is_brute_force"
 GENERATED = "tests/interpreter/test_hard.py::test_hard_specs"
+ROUTING, GATHERED = "attncc/codegen/routing.py", "tests/interpreter/test_routing.py"
 UNREAD = "tests/interpreter/test_hard.py::test_tiles_that_no_row_may_see_are_not_read"
 ROWS = "attncc/codegen/row_state.py"
 ORACLE = "tests/runtime/test_kernels.py::test_equals_the_oracle_in_float64"
@@ -129,4 +130,46 @@ COMPILER: tuple[Fault, ...] = (
         (GENERATED,),
     ),
     Fault("loads: pairs turned backward", "attncc/codegen/loads.py", "-y{index}, y{index})", "y{index}, -y{index})", (GENERATED,)),
+    Fault(
+        "routing: a head's last tile lost",
+        ROUTING,
+        'tiles = f"tl.cdiv(count, {facts.q_rows})"',
+        'tiles = f"(count // {facts.q_rows})"',
+        (f"{GATHERED}::test_who_is_routed",),
+    ),
+    Fault(
+        "routing: rows of the first batch element for all",
+        ROUTING,
+        'start = f"(b * {facts.heads[0]} + h).to',
+        'start = f"(b * 0 + h).to',
+        (f"{GATHERED}::test_who_is_routed",),
+    ),
+    Fault(
+        "routing: results of rows that no program computes",
+        ROUTING,
+        'return "out.zero_()" if value',
+        'return "pass" if value',
+        (f"{GATHERED}::test_who_is_routed", f"{GATHERED}::test_heads_that_are_off_and_scaled"),
+    ),
+    Fault(
+        "routing: an additive gate forgotten where no head is",
+        ROUTING,
+        'gate["value"].op is Op.MUL else',
+        'gate["value"].op is not Op.MUL else',
+        (f"{GATHERED}::test_rows_of_no_head_are_gated",),
+    ),
+    Fault(
+        "routing: what is not kept written over the first row",
+        ROUTING,
+        "torch.where(kept, kept.cumsum(2) - 1, {tokens})",
+        "torch.where(kept, kept.cumsum(2) - 1, 0)",
+        (f"{GATHERED}::test_who_is_routed",),
+    ),
+    Fault(
+        "routing: printed, the gate before the weights",
+        KERNEL,
+        "*self.routing.weighed(), *self._gated(chunk)]",
+        "*self._gated(chunk), *self.routing.weighed()]",
+        (f"{GATHERED}::test_rows_of_no_head_are_gated",),
+    ),
 )

@@ -42,7 +42,7 @@ def weights(rule: str, tokens: int) -> Tensor:
         case "the last token":
             made[..., :-1] = 0
         case "every other token":
-            made[..., ::2] = 0
+            made[0, :, ::2], made[1, :, 1::2] = 0, 0
     return made
 
 
