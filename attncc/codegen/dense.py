@@ -9,10 +9,9 @@ from attncc.codegen.expressions import Names, code
 from attncc.codegen.facts import Facts
 from attncc.codegen.lines import indented
 from attncc.codegen.loads import Loads
-from attncc.codegen.routing import RoutedRows
+from attncc.codegen.routing import RoutedRows, unpacked
 from attncc.codegen.visit import Visit
 from attncc.ir.expr import Expr, Table
-from attncc.ir.graph import logit_share
 from attncc.passes.canonicalize import mask_predicate
 
 LARGEST_CHECK = 1 << 31
@@ -161,10 +160,7 @@ class Dense:
     def _gate(self) -> list[str]:
         lines = []
         for name, gate in self.facts.gates.items():
-            share, _ = logit_share(gate, self.facts.heads[0])
-            of_heads = f".repeat_interleave({share}, 1)" if share > 1 else ""
-            unpacked = f".unflatten(3, ({share}, -1)).transpose(2, 3).flatten(1, 2)" if gate.get("packed") else of_heads
-            lines += [f"g = {name}.double(){unpacked}", f"o = {self._code(gate['value'])}"]
+            lines += [f"g = {name}.double(){unpacked(gate, self.facts.heads[0])}", f"o = {self._code(gate['value'])}"]
         return lines
 
     # ---- the self-check ------------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from functools import cached_property
 from attncc.codegen import grid
 from attncc.codegen.expressions import Names, code, hoistable
 from attncc.codegen.visit import ROW_NAMES, Visit
-from attncc.ir.expr import Expr, Op, Table, const, substitute, variables
-from attncc.ir.graph import GraphOp
+from attncc.ir.expr import Expr, Op, Table, const, variables
+from attncc.ir.graph import GraphOp, Node, logit_share
 
 ROUTED = ["routed", "counts"]
 """Arguments of a kernel that gathers: tokens of the kept rows `[B, H, Nq + 1]`, ascending, and their number `[B, H]`, int32."""
@@ -113,12 +113,16 @@ class RoutedRows:
         if not self.routes:
             return []
         lse = ['lse.fill_(float("-inf"))'] if self.visit.facts.lse else []
-        return ["# Rows that are not routed: 0 before the gate (spec: routing)", self._unrouted(), *lse, *self._compacted()]
+        return ["# Rows that are not routed: 0 before the gate (spec: routing)", *self._unrouted(), *lse, *self._compacted()]
 
-    def _unrouted(self) -> str:
-        gate = self.visit.facts.gate
-        value = const(0.0) if gate is None or gate["value"].op is Op.MUL else substitute(gate["value"], {"o": const(0.0)})
-        return "out.zero_()" if value is const(0.0) else f"out.copy_({code(value, _torch({'g': 'gate.float()'}))})"
+    def _unrouted(self) -> list[str]:
+        gates, heads = self.visit.facts.gates, self.visit.facts.heads[0]
+        if all(gate["value"].op is Op.MUL for gate in gates.values()):
+            return ["out.zero_()"]
+        lines, names = ["o = 0.0"], _torch({"o": "o", "g": "g"})
+        for name, gate in gates.items():
+            lines += [f"g = {name}.float(){unpacked(gate, heads)}", f"o = {code(gate['value'], names)}"]
+        return [*lines, "out.copy_(o)"]
 
     def _compacted(self) -> list[str]:
         if not self.gathers:
@@ -146,6 +150,14 @@ class RoutedRows:
             lines = [f"kept = torch.as_tensor({code(self.rows, names)}).expand(*q.shape[:3], 1)", "o = torch.where(kept, o, 0.0)"]
             lines += ["lse = torch.where(kept[..., 0], lse, -torch.inf)"] if self.visit.facts.lse else []
         return lines if self.weigh is None else [*lines, f"o = {code(self.weigh, names)}"]
+
+
+def unpacked(gate: Node, heads: int) -> str:
+    """Torch code behind a gate's logits that gives every query head its own; those that all share broadcast."""
+    share, _ = logit_share(gate, heads)
+    if gate.get("packed"):
+        return f".unflatten(3, ({share}, -1)).transpose(2, 3).flatten(1, 2)"
+    return f".repeat_interleave({share}, 1)" if 1 < share < heads else ""
 
 
 def _torch(variables: dict[str, str]) -> Names:

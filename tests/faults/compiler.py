@@ -147,15 +147,15 @@ COMPILER: tuple[Fault, ...] = (
     Fault(
         "routing: results of rows that no program computes",
         ROUTING,
-        'return "out.zero_()" if value',
-        'return "pass" if value',
+        'return ["out.zero_()"]',
+        'return ["pass"]',
         (f"{GATHERED}::test_who_is_routed", f"{GATHERED}::test_heads_that_are_off_and_scaled"),
     ),
     Fault(
         "routing: an additive gate forgotten where no head is",
         ROUTING,
-        'gate["value"].op is Op.MUL else',
-        'gate["value"].op is not Op.MUL else',
+        'if all(gate["value"].op is Op.MUL for',
+        'if any(gate["value"].op is not Op.LOAD for',
         (f"{GATHERED}::test_rows_of_no_head_are_gated",),
     ),
     Fault(

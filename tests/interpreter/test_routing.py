@@ -42,10 +42,12 @@ def test_short_sequences(rule: str, tokens: int, poisoned: None) -> None:
     compared(spec([tokens], heads=HEADS, mask=WINDOW if tokens > 50 else CAUSAL, routing=MIXTURE), "sm_90", routing=weights(rule, tokens))
 
 
-@pytest.mark.parametrize("mode", ["multiply", "add"])
-def test_rows_of_no_head_are_gated(mode: str, poisoned: None) -> None:
+@pytest.mark.parametrize("granularity", ["elementwise", "headwise", "shared", "per_key_head", "packed", "packed_headwise"])
+@pytest.mark.parametrize(("mode", "addend"), [("multiply", False), ("add", False), ("multiply", True)])
+def test_rows_of_no_head_are_gated(mode: str, addend: bool, granularity: str, poisoned: None) -> None:
     """Under an additive gate they are the gate's activation, which no program writes."""
-    json = spec([70], heads=HEADS, mask=WINDOW, routing=RELU, normalizer={"kind": "sigmoid", "bias": 0.5}, gate={**GATE, "mode": mode})
+    gate, pointwise = {**GATE, "mode": mode, "granularity": granularity}, {"kind": "sigmoid", "bias": 0.5}
+    json = spec([70], heads=HEADS, key_heads=2, mask=WINDOW, routing=RELU, normalizer=pointwise, gate=gate, addend=addend)
     compared(json, routing=weights("every other token", 70) - weights("one head only", 70))
 
 
