@@ -84,7 +84,9 @@ def check(given: Plan, spec: AttentionSpec, target: str) -> Plan:
     for ours, theirs in zip(made.kernels, given.kernels):
         if ours.body != theirs.body or (theirs.block_mask == "ranges" and ours.block_mask != "ranges"):
             raise PlanError(f"plan: block_mask {theirs.block_mask!r} of {theirs.name} cannot describe the mask")
-        if [v.operand for v in ours.views] != [v.operand for v in theirs.views] or _boxes(theirs) - _boxes(ours):
+        if [(v.operand, v.prepared) for v in ours.views] != [(v.operand, v.prepared) for v in theirs.views] or _boxes(theirs) - _boxes(
+            ours
+        ):
             raise PlanError(f"plan: views of {theirs.name} that {record.name} or its tiles do not allow")
     return given
 

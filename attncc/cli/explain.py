@@ -165,7 +165,7 @@ def _plan_table(kernel: KernelPlan) -> Table:
         "key tiles": form,
         "masked": kernel.mask_policy,
         "rows": kernel.row_order,
-        "views": ", ".join(f"{v.operand} by {v.address}" for v in kernel.views),
+        "views": ", ".join(str(v) for v in kernel.views),
     }
     for name, value in rows.items():
         table.add_row(f"[dim]{name}[/]", value)

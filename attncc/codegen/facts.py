@@ -186,6 +186,15 @@ class Facts:
         """Whether keys and values come by bulk copy where the tensors allow it."""
         return any(v.address == "box" for v in self.plan.views)
 
+    def boxed(self, operand: str) -> bool:
+        """Whether an operand comes by bulk copy where the tensors allow it."""
+        return any(v.operand == operand and v.address == "box" for v in self.plan.views)
+
+    @property
+    def keys_prepared(self) -> bool:
+        """Whether a launch before does what is done to keys."""
+        return any(v.prepared for v in self.plan.views)
+
     def open_lengths(self) -> list[str]:
         """Names of the lengths given at run time: `nq0`, `nk0`, .. ."""
         axes = (("nq", self.body.query), ("nk", self.body.key))

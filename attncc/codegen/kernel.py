@@ -55,15 +55,24 @@ class Kernel:
         boxes = [*self.visit.box_names("k"), *self.visit.box_names("v")]
         lists = [] if self.facts.ranges else LISTS
         lse = ["lse"] if self.facts.lse else []
-        tables = [*self.facts.tables, *self.loads.pointers("q"), *self.routing.arguments]
+        tables = [*self.facts.tables, *self._loaded, *self.routing.arguments]
         return [*self.tensors, *lse, *tables, *boxes, *lists]
+
+    @property
+    def _loaded(self) -> list[str]:
+        return [name for side in self.loads.in_kernel for name in self.loads.pointers(side)]
 
     @property
     def scalars(self) -> list[tuple[str, str]]:
         """Run-time numbers with their types; none of them triggers a recompile."""
         strides = [(f"{t}_{axis}", "tl.int64") for t in self.tensors for axis in "bhn"]
         lists = [] if self.facts.ranges else [("lists_b", "tl.int64"), ("lists_h", "tl.int64")]
-        return [*strides, *lists, *self.loads.scalars("q"), *((name, "tl.int32") for name in self.facts.open_lengths())]
+        return [
+            *strides,
+            *lists,
+            *(s for side in self.loads.in_kernel for s in self.loads.scalars(side)),
+            *((name, "tl.int32") for name in self.facts.open_lengths()),
+        ]
 
     @property
     def constants(self) -> list[str]:

@@ -90,9 +90,10 @@ class Launcher:
             return []
         lengths = ", ".join(self.facts.length("k", a) for a in range(self.facts.rank))
         sides = ", ".join(map(str, self.facts.plan.k_tile))
-        columns = {"k": self.visit.key_chunks, "v": self.visit.value_chunks}
+        every = {"k": self.visit.key_chunks, "v": self.visit.value_chunks}
+        columns = {operand: parts for operand, parts in every.items() if self.facts.boxed(operand)}
         padded = any(c.padded for parts in columns.values() for c in parts)
-        lines = [f"box = _box_kind(k, v, aligned, {self.facts.rank}, {padded})"]
+        lines = [f"box = _box_kind(({', '.join(columns)},), aligned, {self.facts.rank}, {padded})"]
         for operand, parts in columns.items():
             for name, chunk in zip(self.visit.box_names(operand), parts):
                 lines.append(f"{name} = _box({operand}, box, ({lengths},), ({sides},), {chunk.width})")
@@ -140,13 +141,13 @@ HOST = [
     "    return tl.int32 if max(t.shape[2] * t.stride(2) for t in tensors) < 2**31 else tl.int64",
 ]
 BOXES = [
-    "def _box_kind(k, v, aligned, rank, padded):",
+    "def _box_kind(operands, aligned, rank, padded):",
     '    """1: heads-first boxes, 2: heads and columns merged, 0: neither fits and rows are addressed by pointer."""',
-    "    if not aligned or any(0 in t.stride() for t in (k, v)):  # a box steps; expanded tensors do not",
+    "    if not aligned or any(0 in t.stride() for t in operands):  # a box steps; expanded tensors do not",
     "        return 0",
-    "    if rank < 3 or all(t.shape[0] == 1 or t.stride(0) == t.shape[1] * t.stride(1) for t in (k, v)):",
+    "    if rank < 3 or all(t.shape[0] == 1 or t.stride(0) == t.shape[1] * t.stride(1) for t in operands):",
     "        return 1",
-    "    return 2 if not padded and all(t.stride(1) == t.shape[3] for t in (k, v)) else 0",
+    "    return 2 if not padded and all(t.stride(1) == t.shape[3] for t in operands) else 0",
     "",
     "",
     "def _box(t, kind, lengths, sides, width):",

@@ -1,7 +1,7 @@
 """Prints what is done to rows of q and k as they are loaded: norms and rotations.
 
-Queries are loaded once a tile, so the kernel does it there. Keys are loaded once for every tile that visits them, so a kernel of their
-own does it before, in one pass. Both print the same lines.
+Queries are loaded once a tile, so the kernel does it there. Keys are loaded once for every tile that visits them: where these are many, a
+kernel of their own does it before, in one pass. All print the same lines.
 """
 
 from __future__ import annotations
@@ -31,6 +31,16 @@ class Loads:
     def ops(self, side: str) -> tuple[Node, ...]:
         """Norm and rotation of a side, in order."""
         return loads_of(self.facts.body, side)
+
+    @property
+    def keys_at_load(self) -> bool:
+        """Whether keys are made ready each time a tile of them is loaded."""
+        return bool(self) and not self.facts.keys_prepared
+
+    @property
+    def in_kernel(self) -> list[str]:
+        """Sides whose rows the kernel itself makes ready."""
+        return [*(["q"] if self else []), *(["k"] if self.keys_at_load else [])]
 
     @property
     def rotation(self) -> Node | None:
@@ -160,6 +170,8 @@ class Loads:
         if self.rotation:
             lines.append(f"q_cos, q_sin, k_cos, k_sin = (wave.float() for wave in angles({', '.join(self.arguments())}))")
             lines += [f"{side}_turn_b = {side}_cos.stride(0) if {side}_cos.shape[0] > 1 else 0" for side in "qk"]
+        if self.keys_at_load:
+            return lines
         scalars = [*(name for name, _ in self.scalars("k")), "k.shape[2]"]
         arguments = ["k", "prepared", *self.pointers("k"), "*k.stride()[:3]", "*prepared.stride()[:3]", *scalars]
         return [

@@ -73,7 +73,7 @@ def _sections(facts: Facts, plan: Plan, spec_json: str) -> list[str]:
     blocks = [
         kernel.visit.function(),
         kernel.function(),
-        *([kernel.loads.prepare()] if kernel.loads else []),
+        *([kernel.loads.prepare()] if facts.keys_prepared else []),
         launcher.helpers(),
         launcher.function(),
         *dense.functions(),

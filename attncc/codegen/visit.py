@@ -10,6 +10,7 @@ from attncc.codegen import grid
 from attncc.codegen.expressions import Names, code, hoistable, widened
 from attncc.codegen.facts import Chunk, Facts, chunks
 from attncc.codegen.lines import call, indented, used
+from attncc.codegen.loads import Loads
 from attncc.ir.expr import Expr, Op, Table, const, nodes, tables, variables
 from attncc.ir.ops import Interval
 from attncc.passes.canonicalize import class_length
@@ -29,6 +30,10 @@ class Visit:
     """The `_visit` function of one kernel."""
 
     facts: Facts
+
+    @cached_property
+    def loads(self) -> Loads:
+        return Loads(self.facts)
 
     # ---- names -----------------------------------------------------------------------------------------------------------------
 
@@ -180,6 +185,7 @@ class Visit:
         names = ["b", "h", *(f"r{a}" for a in range(3)), *(f"q{a}" for a in range(3))]
         names += [f"q_part{i}" for i in range(len(self.key_chunks))]
         names += ["k", "v", "k_n", "v_n", *self.box_names("k"), *self.box_names("v"), *facts.tables]
+        names += [*self.loads.pointers("k"), "k_turn_b"]
         names += [f"{end}{a}" for a in range(3) for end in ("low", "high")]
         names += [*self.row_values.values(), *facts.open_lengths(), *(f"k_tiles{a}" for a in range(3)), *self.sizes.values()]
         return [*names, "tiles", "begin", "end", "gap_at", "gap"]
@@ -187,7 +193,7 @@ class Visit:
     def box_names(self, operand: str) -> list[str]:
         """Descriptors of an operand, one a chunk."""
         parts = self.key_chunks if operand == "k" else self.value_chunks
-        return [f"{operand}_box{i}" for i in range(len(parts))] if self.facts.boxes else []
+        return [f"{operand}_box{i}" for i in range(len(parts))] if self.facts.boxed(operand) else []
 
     @cached_property
     def arguments(self) -> list[str]:
@@ -249,8 +255,10 @@ class Visit:
         return [*lines, f"key = {flat if flat.isidentifier() else f'({flat})'}.to(INDEX)"]
 
     def _loads(self, operand: str, parts: tuple[Chunk, ...]) -> list[str]:
+        if operand == "k" and self.loads.keys_at_load:
+            return ["at = key[:, None]", *self.loads.rows("k", parts, "k_part")]
         rows = [self._row_load(operand, i, c) for i, c in enumerate(parts)]
-        if not self.facts.boxes:
+        if not self.facts.boxed(operand):
             return rows
         first = [self._box_load(operand, i, c, heads_last=False) for i, c in enumerate(parts)]
         if self.facts.rank < 3:

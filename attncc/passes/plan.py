@@ -28,11 +28,18 @@ class Rejected(BaseModel):
 
 
 class View(BaseModel):
-    """How tiles of an operand are addressed: `rows` by pointers, `box` by a tensor descriptor (see `attncc.passes.views`)."""
+    """How tiles of an operand are addressed: `rows` by pointers, `box` by a tensor descriptor (see `attncc.passes.views`).
+
+    `prepared`: its norms and rotations are done by a launch before, not where tiles are loaded.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     operand: str
     address: Literal["rows", "box"]
+    prepared: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.operand} by {self.address}" + (", made ready before" if self.prepared else "")
 
 
 class KernelPlan(BaseModel):
@@ -120,7 +127,7 @@ def _kernel_plan(kernel: Node) -> KernelPlan:
     fields: dict[str, Any] = {name: value for name, value in kernel.attrs if name not in ("body", "views", "rejected")}
     return KernelPlan(
         body=tuple(to_text(kernel["body"]).splitlines()),
-        views=tuple(View(operand=operand, address=address) for operand, address in kernel["views"]),
+        views=tuple(View(operand=operand, address=address, prepared=prepared) for operand, address, prepared in kernel["views"]),
         rejected=tuple(Rejected(candidate=c, reason=r) for c, r in kernel.get("rejected", ())),
         **fields,
     )

@@ -4,14 +4,21 @@
 `box`: one bulk copy of the N-D tile through a tensor descriptor (TMA), where the target has it and the tensor allows it; a box may not
 have more than five axes, so on rank-3 grids batch and heads merge (heads first) or heads and width merge (heads last). An axis whose
 tile can cross its end is never merged. Strides are known at the call only: the launcher checks `guard` and falls back to rows.
+
+Keys with loads of their own (norms, rotations) are prepared by a launch before, or each time a tile is loaded, which needs row pointers.
 """
 
 from __future__ import annotations
 
-from attncc.ir.graph import Graph, GraphOp, Node, source
+import math
+
+from attncc.ir.graph import Graph, GraphOp, Node, loads_of, source
 from attncc.targets import Target
 
-View = tuple[str, str]
+View = tuple[str, str, bool]
+MOST_VISITS = 2
+"""Of a key tile whose rows are made ready each time they are loaded. A pass before reads and writes keys once more than the kernel reads
+them; at load every visit reads them, their partners and their angles, four times as much, from an L2 a few times as fast as memory."""
 MAX_BOX = 256
 """Longest side of a box, in elements."""
 
@@ -27,10 +34,20 @@ def choose_views(graph: Graph, target: Target) -> Graph:
 
 def _views(kernel: Node, target: Target) -> tuple[View, ...]:
     body: Graph = kernel["body"]
-    address = "box" if target.bulk_copy and _boxable(kernel) else "rows"
+    box = target.bulk_copy and _boxable(kernel)
     # Keys and values stream through the loop; queries and outputs are touched once, so pointers cost them nothing.
-    streamed = [body.find(GraphOp.SCORES)[0].inputs[1], body.find(GraphOp.COMBINE)[0].inputs[1]]
-    return tuple((source(n)["name"], address) for n in streamed)
+    k, v = source(body.find(GraphOp.SCORES)[0].inputs[1]), source(body.find(GraphOp.COMBINE)[0].inputs[1])
+    changed = bool(loads_of(body, "k"))
+    prepared = changed and _visits(kernel) > MOST_VISITS
+    return (k["name"], "box" if box and changed == prepared else "rows", prepared), (v["name"], "box" if box else "rows", False)
+
+
+def _visits(kernel: Node) -> float:
+    """How often a key tile is loaded, at most: once for every query tile and query head that share it."""
+    body: Graph = kernel["body"]
+    heads, key_heads = (source(rows)["shape"][1] for rows in body.find(GraphOp.SCORES)[0].inputs)
+    tiles = [math.inf if n is None else -(-n // side) for n, side in zip(body.query, kernel["q_tile"])]
+    return float(math.prod(tiles) * heads / key_heads)
 
 
 def _boxable(kernel: Node) -> bool:

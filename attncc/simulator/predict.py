@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from attncc.ir.graph import GraphOp, Node, loads_of, source
+from attncc.ir.graph import GraphOp, Node, source
 from attncc.passes.block_mask import BlockMask
 from attncc.passes.footprint import BYTES, Configuration, shared_bytes, thread_registers
 from attncc.passes.plan import KernelPlan
@@ -293,7 +293,7 @@ def memory_bytes(kernel: KernelPlan, queries: int, keys: int, c: Conditions) -> 
 
 def prepared_bytes(kernel: KernelPlan, keys: int, c: Conditions) -> float:
     """Bytes that a launch before the kernel moves: keys that norms or rotations change are read and written once."""
-    if not loads_of(kernel.graph, "k"):
+    if not any(view.prepared for view in kernel.views):
         return 0.0
     return 2.0 * _bytes(source(kernel.graph.find(GraphOp.SCORES)[0].inputs[1]), {"B": c.batch, "NK": keys})
 

@@ -67,6 +67,16 @@ HARD: dict[str, Run] = {
         neighborhood([3, 4]), [5, 6], (4, 4), (4, 4), head_dim=24,
         loads=[{"kind": "rotary", "pairs": "interleaved", "width": 20}, {**NORM, "norm": "l2"}],
     ),
+    "keys made ready at load": run(
+        LAST,
+        [9],
+        key_tokens=[45],
+        heads=2,
+        key_heads=1,
+        head_dim=24,
+        batch=2,
+        loads=[NORM, {"kind": "rotary", "width": 20, "align": "bottom_right"}],
+    ),
     "turns by given positions": run(
         LAST, [9], key_tokens=[23], batch=2, loads=[{"kind": "rotary", "positions": "places", "key_positions": "key_places"}]
     ),
@@ -175,7 +185,15 @@ def test_hard_specs(name: str, poisoned: None) -> None:
 
 
 RANGES = ["a prefix within a tile", "rows without keys", "classes of open lengths", "one token"]
-BOXES = ["even windows", "columns 96 and 8", "open lengths of two axes", "one token", "a dilated causal axis of three"]
+BOXES = [
+    "keys made ready at load",
+    "norms, then turns in halves",
+    "even windows",
+    "columns 96 and 8",
+    "open lengths of two axes",
+    "one token",
+    "a dilated causal axis of three",
+]
 
 
 @pytest.mark.parametrize("policy", [as_planned, every_tile])

@@ -189,3 +189,14 @@ def test_ranges_where_a_row_says_its_tiles(fields: dict[str, Any], form: str) ->
 )
 def test_long_rows_come_first(mask: dict[str, Any], order: str) -> None:
     assert kernel(mask=mask).row_order == order
+
+
+@pytest.mark.parametrize(
+    ("tokens", "key_heads", "prepared"), [([100], 8, False), ([100], 4, False), ([100], 2, True), ([300], 8, True), ([None], 8, True)]
+)
+def test_keys_are_made_ready_before_where_many_tiles_visit_them(tokens: Any, key_heads: int, prepared: bool) -> None:
+    """One or two visits: at load, by row pointers. More, or nobody knows: in a pass before, which leaves boxes."""
+    fields = {"tokens": tokens, "key_tokens": [None], "heads": 8, "key_heads": key_heads, "mask": {"kind": "full"}}
+    k, v = kernel("sm_90", **fields, loads=[{"kind": "rotary"}]).views
+    assert (k.prepared, k.address) == (prepared, "box" if prepared else "rows")
+    assert (v.prepared, v.address) == (False, "box")

@@ -167,7 +167,7 @@ def plan_table(kernel: KernelPlan) -> str:
     """What was chosen."""
     fields: dict[str, Any] = json.loads(kernel.model_dump_json(exclude={"body", "rejected", "views"}))
     rows = [(name.replace("_", " "), _sides(value) if isinstance(value, list) else str(value)) for name, value in fields.items()]
-    rows.append(("views", ", ".join(f"{v.operand} by {v.address}" for v in kernel.views)))
+    rows.append(("views", ", ".join(str(v) for v in kernel.views)))
     return table(("", ""), rows)
 
 
