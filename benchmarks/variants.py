@@ -43,6 +43,9 @@ MASKS = {
     "disc": lambda rank: masks.Disc(radius=8),
     "masks by head": lambda rank: masks.PerHead(masks=(masks.Axial() | masks.GlobalTokens(labels="marks"), _strided_blocks())),
     "documents": lambda rank: masks.Documents(mask=masks.Causal() & masks.Partition(size=512)),
+    "concatenation": lambda rank: masks.Concatenation(
+        queries=((77,), (4923,)), rules=((masks.Full(), None), (masks.Full(), masks.Neighborhood(window=513)))
+    ),
     "block table": lambda rank: masks.BlockTable(q_block=WINDOWS[rank], k_block=WINDOWS[rank], per_batch=False),
 }
 SCORES = {
@@ -109,15 +112,17 @@ TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 
 
 def legal(row: Mapping[str, str]) -> bool:
-    """Alibi, T5's buckets and documents are defined on one axis, tables of blocks on known lengths, routing by token needs masks of
-    ranges; the rest goes with everything."""
+    """Alibi, T5's buckets, documents and concatenations are defined on one axis, concatenations and tables of blocks on known lengths.
+
+    Routing by token needs masks of ranges; the rest goes with everything.
+    """
     on_a_line = row.get("rank", "1") == "1"
     ranged = on_a_line and row.get("mask", "full") in RANGED
     if row.get("routing") == "mixture of heads" and not ranged:
         return False
-    if row.get("mask") == "block table" and row.get("lengths") == "open":
+    if row.get("mask") in ("block table", "concatenation") and row.get("lengths") == "open":
         return False
-    return on_a_line or (row.get("scores") not in ("alibi", "t5 bias") and row.get("mask") != "documents")
+    return on_a_line or (row.get("scores") not in ("alibi", "t5 bias") and row.get("mask") not in ("documents", "concatenation"))
 
 
 def spec_of(row: Row) -> AttentionSpec:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import strategies as st
@@ -220,6 +221,7 @@ def _token_patterns(setting: Setting) -> list[SearchStrategy[Json]]:
     ]  # fmt: skip
     found = [*map(st.fixed_dictionaries, kinds), st.just(marked)]
     found += [] if setting.is_open else [block_tables(setting)]
+    found += [] if setting.is_open or setting.rank > 1 else [concatenations(setting)]
     return [*found, packed(setting.shared)] if setting.rank == 1 else found
 
 
@@ -230,6 +232,37 @@ def block_tables(draw: DrawFn, setting: Setting) -> Json:
     batch, head = draw(st.booleans()), draw(st.booleans())
     name = "_".join(map(str, ["blocks", *blocks[0], *blocks[1], int(batch), int(head)]))
     return {"kind": "block_table", "q_block": blocks[0], "k_block": blocks[1], "table": name, "per_batch": batch, "per_head": head}
+
+
+@st.composite
+def concatenations(draw: DrawFn, setting: Setting) -> Json:
+    """Grids of any rank one after another on both sides, some pairs of which do not see each other."""
+    queries = draw(_cut(setting.query[0]))
+    keys = queries if setting.shared else draw(_cut(setting.key[0]))
+    rules = [[draw(_maybe(_rules(tuple(q), tuple(k)))) for k in keys] for q in queries]
+    return {"kind": "concatenation", "queries": queries, "keys": None if setting.shared else keys, "rules": rules}
+
+
+@st.composite
+def _cut(draw: DrawFn, tokens: int) -> list[list[int]]:
+    """A number of tokens as one to three grids."""
+    cuts = sorted({0, tokens, *draw(st.lists(st.integers(0, tokens), max_size=2))})
+    grids = []
+    for n in (b - a for a, b in pairwise(cuts)):
+        last = draw(st.sampled_from(_divisors(n)))
+        middle = draw(st.sampled_from(_divisors(n // last)))
+        grids.append(draw(st.sampled_from([[n], [n // last, last], [n // last // middle, middle, last]])))
+    return grids
+
+
+def _rules(query: Grid, key: Grid) -> SearchStrategy[Json]:
+    """Masks between two grids, without tables."""
+    if len(query) != len(key):
+        query, key = (math.prod(query),), (math.prod(key),)
+    align = st.sampled_from(ALIGNMENTS)
+    flat: SearchStrategy[Json] = st.just({"kind": "full"}) | st.fixed_dictionaries({"kind": st.just("causal"), "align": align})
+    near = [neighborhoods(query)] if query == key else []
+    return st.one_of([flat, *near, *_grid_patterns(Setting(query, key, query == key))])
 
 
 def packed(shared: bool) -> SearchStrategy[Json]:

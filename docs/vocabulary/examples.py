@@ -51,6 +51,7 @@ MASKS = (
     Example(masks.SlidingWindow(left=5, right=0) | masks.Sinks(count=2)),
     Example(~masks.Partition(size=8)),
     Example(masks.PerHead(masks=(masks.SlidingWindow(left=4, right=0), masks.Causal()))),
+    Example(masks.Concatenation(queries=((8,), (4, 6)), rules=((masks.Causal(), None), (masks.Full(), masks.Neighborhood(window=3))))),
     Example(masks.Documents(mask=masks.SlidingWindow(left=5, right=0)), tables=_PACKED),
 )
 LOADS = (Example(loads.QKNorm(weights=True)), Example(loads.Rotary(base=500_000.0)))

@@ -78,8 +78,8 @@ def code(section: str, part: Any) -> str:
 def _value(section: str, value: Any) -> str:
     if isinstance(value, BaseModel):
         return code(section, value)
-    if isinstance(value, tuple) and any(isinstance(v, BaseModel) for v in value):
-        return f"({', '.join(code(section, v) for v in value)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(_value(section, v) for v in value)}{',' if len(value) == 1 else ''})"
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 

@@ -141,6 +141,27 @@ MASKS: tuple[Fault, ...] = (
         (LISTS,),
     ),
     Fault(
+        "concatenation: every grid of keys at the first one's place",
+        COMBINE,
+        'own |= _coordinates(side, token - first,',
+        'own |= _coordinates(side, token,',
+        (f"{TESTS}::test_two_words_and_a_picture", f"{TESTS}::test_pooled_and_reference_keys"),
+    ),
+    Fault(
+        "concatenation: a grid that does not end",
+        COMBINE,
+        "inside += [token < stop] if stop <",
+        "inside += [token <= stop] if stop <",
+        (f"{TESTS}::test_two_words_and_a_picture",),
+    ),
+    Fault(
+        "concatenation: coordinates that do not wrap",
+        COMBINE,
+        'found[f"{side}{a}"] = index % n if a else index',
+        'found[f"{side}{a}"] = index',
+        (f"{TESTS}::test_a_rule_within_a_concatenation_is_that_rule_alone",),
+    ),
+    Fault(
         "intervals: of a table's row only the ends looked at",
         "attncc/ir/intervals.py",
         "args[other][1] - args[other][0] <= 1",

@@ -171,6 +171,14 @@ HARD: dict[str, Run] = {
     "a window for each head": run(predicate("k <= q and q - k < window[h]"), [40], heads=3, outputs=BOTH),
     "a prefix for each sample": run({"kind": "prefix_per_sample"}, [20], key_tokens=[50], batch=4, outputs=BOTH),
     "a range for each query": run(predicate("low[b, q] * 9 - 9 <= k < high[h, q] * 11"), [40], heads=2, batch=2, outputs=BOTH),
+    "text before a picture": run(
+        {"kind": "concatenation", "queries": [[13], [5, 6]], "rules": [[CAUSAL, FULL], [FULL, neighborhood([3, 4])]]}, [43], outputs=BOTH
+    ),
+    "pooled keys beside local ones": run(
+        {"kind": "concatenation", "queries": [[6, 6]], "keys": [[6, 6], [3, 3], [2]],
+         "rules": [[{"kind": "window", "left": 1, "right": 1}, FULL, None]]},
+        [36], key_tokens=[47],
+    ),
     "a table of blocks": run({"kind": "block_table", "q_block": 7, "k_block": 5}, [40], key_tokens=[33], heads=2, batch=2, outputs=BOTH),
     "marked tokens and a window": run(
         {"kind": "or", "masks": [{"kind": "global_tokens", "labels": "marks"}, {"kind": "window", "left": 3, "right": 2}]}, [40], batch=2

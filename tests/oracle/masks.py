@@ -69,7 +69,8 @@ def table_axes(mask: Spec) -> Iterator[tuple[str, Any]]:
         for node in ast.walk(ast.parse(mask["text"], mode="eval")):
             if isinstance(node, ast.Subscript):
                 yield ast.unparse(node.value), "".join(_table_indices(node))
-    for part in mask.get("masks", [mask["mask"]] if "mask" in mask else []):
+    rules = [rule for row in mask.get("rules", []) for rule in row if rule is not None]
+    for part in mask.get("masks", [mask["mask"]] if "mask" in mask else rules):
         yield from table_axes(part)
 
 
@@ -183,6 +184,22 @@ def _documents(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
     return allowed
 
 
+def _concatenation(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
+    """Pairs of grids one by one: each is an attention of its own, put in its place; null sees nothing."""
+    heads, queries, keys = at["h"].size, mask["queries"], mask.get("keys") or mask["queries"]
+    allowed = np.zeros((at["b"].size, heads, int(at["nq"]), int(at["nk"])), dtype=bool)
+    for i, query in enumerate(queries):
+        for j, key in enumerate(keys):
+            rule, alike = mask["rules"][i][j], len(query) == len(key)
+            own = indices(
+                {"tokens": query if alike else [math.prod(query)], "key_tokens": key if alike else [math.prod(key)], "heads": heads}, 1
+            )
+            rows, columns = (slice(sum(map(math.prod, g[:n])), sum(map(math.prod, g[: n + 1]))) for g, n in ((queries, i), (keys, j)))
+            if rule is not None:
+                allowed[:, :, rows, columns] = _mask(rule, own | {"b": at["b"]}, inputs)
+    return allowed
+
+
 def _predicate(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
     with np.errstate(divide="raise"):
         return np.asarray(_evaluate(ast.parse(mask["text"], mode="eval").body, at, inputs), dtype=bool)
@@ -203,6 +220,7 @@ _KINDS: dict[str, Callable[[Spec, Indices, Inputs], np.ndarray]] = {
     "not": _not,
     "per_head": _per_head,
     "documents": _documents,
+    "concatenation": _concatenation,
 }
 
 # numpy's integer // and % round towards minus infinity: the floor semantics that the predicate language has.

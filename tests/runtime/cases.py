@@ -50,6 +50,12 @@ CASES: dict[str, tuple[Json, list[int]]] = {
     "masks by head": (spec([70], heads=4, mask={"kind": "per_head", "masks": [CAUSAL, {"kind": "congruence", "step": 3}]}), []),
     "documents": (spec([None], mask={"kind": "documents", "mask": CAUSAL}, outputs=WITH_LSE), [130]),
     "block table": (spec([60], key_tokens=[45], mask={"kind": "block_table", "q_block": 16, "k_block": 7}, outputs=WITH_LSE), []),
+    "text, picture": (
+        spec([97], mask={
+            "kind": "concatenation", "queries": [[17], [8, 10]], "rules": [[CAUSAL, None], [CAUSAL, {"kind": "disc", "radius": 4}]]
+        }),
+        [],
+    ),
     "predicate": (spec([8, 9], mask={"kind": "predicate", "text": "(q0 - k1) // 2 % 3 != 1 and t[b, h, k] > 1"}), []),
     "nothing allowed": (spec([20], mask={"kind": "predicate", "text": "k < q - 100"}, outputs=WITH_LSE, gate={**GATE, "mode": "add"}), []),
     "softcap": (spec([40], scores=[{"kind": "scale", "value": -0.7}, {"kind": "softcap", "cap": 3.0}], mask=CAUSAL), []),

@@ -179,6 +179,37 @@ def test_documents_of_two_sides() -> None:
     assert [keys(found, q) for q in range(4)] == [[], [0], [1, 2, 3], []]
 
 
+FULL, NEXT = {"kind": "full"}, {"kind": "window", "left": 0, "right": 1}
+
+
+def test_two_words_and_a_picture() -> None:
+    """Two tokens of text, then 2 x 3 of a picture: words see words causally and the picture, pixels the words and their neighbours."""
+    rules = [[{"kind": "causal"}, FULL], [FULL, {"kind": "neighborhood", "window": [1, 2]}]]
+    found = masked({"kind": "concatenation", "queries": [[2], [2, 3]], "rules": rules}, [8])
+    assert keys(found, 0) == [0, *runs((2, 7))] and keys(found, 1) == runs((0, 7))
+    assert [keys(found, q) for q in (2, 3, 4)] == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 3, 4]]
+    assert [keys(found, q) for q in (5, 7)] == [[0, 1, 5, 6], [0, 1, 6, 7]]
+
+
+def test_pooled_and_reference_keys() -> None:
+    """Local keys of a 2 x 2 grid, one pooled key, and two reference keys that the first two queries alone may see."""
+    mask = {"kind": "concatenation", "queries": [[2, 2]], "keys": [[2, 2], [1], [2]], "rules": [[NEXT, FULL, {"kind": "causal"}]]}
+    found = masked(mask, [4], key_tokens=[7])
+    assert [keys(found, q) for q in range(4)] == [[0, 1, 2, 3, 4, 5], [1, 3, 4, 5, 6], [2, 3, 4, 5, 6], [3, 4, 5, 6]]
+    apart = masked({**mask, "rules": [[None, None, {"kind": "causal", "align": "bottom_right"}]]}, [4], key_tokens=[7])
+    assert [keys(apart, q) for q in range(4)] == [[], [], [5], [5, 6]]
+
+
+def test_a_rule_within_a_concatenation_is_that_rule_alone() -> None:
+    for rule in ({"kind": "disc", "radius": 3}, {"kind": "axial"}, {"kind": "neighborhood", "window": [3, 4], "dilation": [1, 2]}):
+        alone = masked(rule, [5, 9])[0, 0]
+        among = masked(
+            {"kind": "concatenation", "queries": [[7], [5, 9], [3]], "rules": [[None] * 3, [None, rule, None], [None] * 3]}, [55]
+        )
+        np.testing.assert_array_equal(among[0, 0, 7:52, 7:52], alone)
+        assert among.sum() == alone.sum()
+
+
 def test_tables_of_blocks() -> None:
     """A table of two blocks by three, for queries of two and keys of one tile of 2 x 2 cells, row-major."""
     table = [[[[0, 2, 0], [-1, 0, 0]]]]
@@ -259,6 +290,20 @@ BAD: dict[str, tuple[Json, str]] = {
     "documents key_starts": (bad("documents", mask=CAUSAL, key_starts="first"), r"key_starts and key_ends: both with key_tokens, neither"),
     "documents key_ends": (bad("documents", {**LINE, "key_tokens": [9]}, mask=CAUSAL, key_starts="first"), r"key_starts and key_ends:"),
     "documents ends": (bad("documents", mask=CAUSAL, ends="out"), r"no run-time input may be called 'out'"),
+    "no grids": (bad("concatenation", queries=[], rules=[[CAUSAL]]), r"queries.*at least 1"),
+    "a grid without tokens": (bad("concatenation", queries=[[64, 0]], rules=[[CAUSAL]]), r"queries.*greater than or equal to 1"),
+    "too few rules": (bad("concatenation", queries=[[60], [4]], rules=[[CAUSAL, CAUSAL]]), r"rules: give 2 rows of 2, a mask or null"),
+    "grids of fewer queries": (bad("concatenation", queries=[[60], [3]], rules=[[None] * 2] * 2), r"queries: hold 63 tokens in all"),
+    "grids of more keys": (
+        bad("concatenation", {**LINE, "key_tokens": [9]}, queries=[[64]], keys=[[9], [1]], rules=[[CAUSAL, None]]),
+        r"keys: hold 10 tokens in all, key_tokens are 9",
+    ),
+    "what a rule refuses": (
+        bad("concatenation", queries=[[60], [4]], rules=[[None, None], [None, {"kind": "neighborhood", "window": 5}]]),
+        r"rules\.1\.1: window 5 x dilation 1 exceeds the 4 tokens of axis 0",
+    ),
+    "rules of tables": (bad("concatenation", queries=[[64]], rules=[[{"kind": "segments"}]]), r"rules.0.0: 'segments' is read by"),
+    "concatenated grids": (bad("concatenation", SQUARE, queries=[[64]], rules=[[CAUSAL]]), r"a concatenation is one axis of tokens"),
     "documents starts": (bad("documents", mask=CAUSAL, starts="1st"), r"starts.*pattern"),
     "what a document's mask refuses": (bad("documents", mask={"kind": "partition", "size": 3, "shift": 3}), r"shift 3 is no less"),
 }  # fmt: skip

@@ -7,7 +7,7 @@ code in the kernel, follows from it. `Causal`, `SlidingWindow`, `Prefix` and `Si
 from __future__ import annotations
 
 from attncc.spec.masks.base import Align, Edge, Pattern, PerAxis
-from attncc.spec.masks.combine import And, Documents, Mask, Not, Or, PerHead
+from attncc.spec.masks.combine import And, Concatenation, Documents, Mask, Not, Or, PerHead
 from attncc.spec.masks.labels import BlockTable, Segments
 from attncc.spec.masks.text import Predicate
 from attncc.spec.masks.tokens import Causal, CausalAxes, Full, GlobalTokens, Prefix, PrefixPerSample, Sinks, SlidingWindow, StridedBlocks
@@ -20,6 +20,7 @@ __all__ = [
     "BlockTable",
     "Causal",
     "CausalAxes",
+    "Concatenation",
     "Congruence",
     "Disc",
     "Documents",

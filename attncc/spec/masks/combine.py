@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, groupby, product
+from math import prod
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from attncc.ir.expr import Expr, Kind, Table, all_of, load, substitute, tables, var
-from attncc.spec.masks.base import TABLE_NAME, Pattern, Reach, any_of
+from attncc.spec.masks.base import TABLE_NAME, Pattern, Reach, Size, any_of
 from attncc.spec.masks.labels import BlockTable, Segments
 from attncc.spec.masks.text import Predicate
 from attncc.spec.masks.tokens import Causal, CausalAxes, Full, GlobalTokens, Prefix, PrefixPerSample, Sinks, SlidingWindow, StridedBlocks
 from attncc.spec.masks.windows import Axial, Congruence, Disc, Halo, Neighborhood, Partition, Window
 from attncc.spec.model import Grid
+
+Lengths = Annotated[tuple[Size, ...], Field(min_length=1, max_length=3)]
 
 
 class And(Pattern):
@@ -154,6 +158,75 @@ class Documents(Pattern):
         return (first <= grid.flat("k")) & (grid.flat("k") < last) & substitute(inner, own)
 
 
+class Concatenation(Pattern):
+    """Queries and keys that are grids one after another, with a mask for each pair of grids: one softmax over all keys.
+
+    `rules[i][j]` is the mask between the i-th grid of `queries` and the j-th of `keys` (default: the same grids), null where they do not
+    see each other. It has coordinates and lengths of these two grids; where they differ in rank, of their flattened tokens. Text beside
+    video (joint attention, arXiv 2403.03206), pooled keys beside local ones (TransNeXt, CLEAR), keys of reference pictures.
+    """
+
+    bounded: ClassVar[bool] = True
+    kind: Literal["concatenation"] = "concatenation"
+    queries: tuple[Lengths, ...] = Field(min_length=1)
+    keys: tuple[Lengths, ...] | None = Field(default=None, min_length=1)
+    rules: tuple[tuple[Mask | None, ...], ...] = Field(min_length=1)
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        return tuple(rule for row in self.rules for rule in row if rule is not None)
+
+    def problems(self, grid: Grid) -> list[str]:
+        keys = self.keys or self.queries
+        if grid.rank != 1:
+            return ["a concatenation is one axis of tokens"]
+        if len(self.rules) != len(self.queries) or any(len(row) != len(keys) for row in self.rules):
+            return [f"rules: give {len(self.queries)} rows of {len(keys)}, a mask or null for each pair of grids"]
+        sides = (("queries", self.queries, grid.query[0], "tokens"), ("keys", keys, grid.key[0], "key_tokens"))
+        sums = [(name, sum(map(prod, grids)), length, of) for name, grids, length, of in sides]
+        if wrong := [f"{name}: hold {total} tokens in all, {of} are {length}" for name, total, length, of in sums if total != length]:
+            return wrong
+        found = [f"rules.{i}.{j}: {p}" for i, j, rule, inner in self._pairs(grid) for p in rule.problems(inner)]
+        return found or [
+            f"rules.{i}.{j}: {t.name!r} is read by positions of the whole sequence; join it by & outside"
+            for i, j, rule, inner in self._pairs(grid)
+            for t in tables(rule.predicate(inner))
+            if {"NQ", "NK"} & set(t.shape)
+        ]
+
+    def predicate(self, grid: Grid) -> Expr:
+        firsts = [list(accumulate(map(prod, grids), initial=0)) for grids in (self.queries, self.keys or self.queries)]
+        terms = []
+        for i, j, rule, inner in self._pairs(grid):
+            own, inside = dict[str, Expr](), list[Expr]()
+            for side, ends, at, lengths in (("q", firsts[0], i, inner.query), ("k", firsts[1], j, inner.key)):
+                token, first, stop = grid.flat(side), ends[at], ends[at + 1]
+                own |= _coordinates(side, token - first, [n or 1 for n in lengths])
+                # The ends of the whole need no comparison.
+                inside += [token >= first] if first else []
+                inside += [token < stop] if stop < ends[-1] else []
+            terms.append(all_of([*inside, substitute(rule.predicate(inner), own)]))
+        return any_of(terms)
+
+    def _pairs(self, grid: Grid) -> Iterator[tuple[int, int, Any, Grid]]:
+        """(i, j, mask, grids) of every pair that has a mask."""
+        for (i, query), (j, key) in product(enumerate(self.queries), enumerate(self.keys or self.queries)):
+            rule = self.rules[i][j]
+            if rule is not None:
+                alike = len(query) == len(key)
+                inner = Grid(query, key, query == key, grid.heads) if alike else Grid((prod(query),), (prod(key),), False, grid.heads)
+                yield i, j, rule, inner
+
+
+def _coordinates(side: str, token: Expr, lengths: Sequence[int]) -> dict[str, Expr]:
+    """Coordinates of a token of a grid, by name."""
+    found = {}
+    for a, n in enumerate(lengths):
+        index = token // prod(lengths[a + 1 :])
+        found[f"{side}{a}"] = index % n if a else index
+    return found
+
+
 def table_names(mask: Mask) -> set[str]:
     """Names of tables that a call may give together, of masks that read several for each query."""
     own = {mask.starts, mask.ends, mask.key_starts, mask.key_ends} - {None} if isinstance(mask, Documents) else set()
@@ -184,8 +257,9 @@ Mask = Annotated[
     | Or
     | Not
     | PerHead
-    | Documents,
+    | Documents
+    | Concatenation,
     Field(discriminator="kind"),
 ]
-for _model in (And, Or, Not, PerHead, Documents):
+for _model in (And, Or, Not, PerHead, Documents, Concatenation):
     _model.model_rebuild()
