@@ -38,10 +38,10 @@ def emit(plan: Plan, spec_json: str) -> str:
             "compile the parts as specs of their own",
         )
     facts = Facts(plan.kernels[0], record)
-    if RoutedRows(Visit(facts)).gathers and not facts.ranges:
+    if RoutedRows(Visit(facts)).gathers and not (facts.ranges and facts.body.order == (1,)):
         raise UnsupportedError(
             f"routing of tokens under this mask on {plan.target}",
-            "its key tiles are listed for whole query tiles, and routed rows stand in others",
+            "its key tiles are those of whole query tiles, listed or by residue class, and routed rows stand in others",
             "a mask of bands on one axis (causal, sliding_window, prefix), routing head_mask, or target cpu",
         )
     if facts.dtype == "float64":

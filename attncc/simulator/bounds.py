@@ -53,32 +53,34 @@ def classify(
     return block_mask(mask, q_tile, k_tile, known, elements, spec.heads)
 
 
-def count(mask: BlockMask) -> Counts:
-    """Both bounds of a classified mask."""
+def count(mask: BlockMask, share: float = 1.0) -> Counts:
+    """Both bounds of a classified mask, of whose rows a `share` is computed."""
     tiling = mask.tiling
     pairs, instances = prod(tiling.mask.query) * prod(tiling.mask.key), mask.batch * mask.heads
-    tiles = _tiles(mask)
+    tiles = _tiles(mask, share)
     return Counts(
-        flop_bound=_ratio(pairs * instances, mask.pairs),
-        tile_bound=_ratio(tiles.total * instances, mask.visited),
-        sparsity=1.0 - mask.pairs / (pairs * instances),
+        flop_bound=_ratio(pairs * instances, mask.pairs, share),
+        tile_bound=_ratio(tiles.total * instances, mask.visited, share),
+        sparsity=1.0 - mask.pairs * share / (pairs * instances),
         tiles=tiles,
     )
 
 
-def _tiles(mask: BlockMask) -> TileCounts:
+def _tiles(mask: BlockMask, share: float) -> TileCounts:
     tiling = mask.tiling
     undilated = (1,) * tiling.rank
     query = prod(tiles_per_axis(tiling.mask.query, undilated, tiling.q_tile))
     key = prod(tiles_per_axis(tiling.mask.key, undilated, tiling.k_tile))
     instances = mask.batch * mask.heads
-    visited, full, partial = (_mean(n, instances) for n in (mask.visited, mask.full, mask.partial))
+    visited, full, partial = (_mean(n, instances, share) for n in (mask.visited, mask.full, mask.partial))
     return TileCounts(query=query, key=key, total=query * key, visited=visited, full=full, partial=partial)
 
 
-def _mean(total: int, instances: int) -> Count:
+def _mean(total: int, instances: int, share: float) -> Count:
+    if share != 1.0:
+        return total * share / instances
     return total // instances if total % instances == 0 else total / instances
 
 
-def _ratio(whole: int, part: int) -> float:
-    return whole / part if part else math.inf
+def _ratio(whole: int, part: int, share: float) -> float:
+    return whole / part / share if part and share else math.inf

@@ -19,6 +19,7 @@ from attncc.simulator.bounds import classify, count
 from attncc.simulator.instructions import read_report
 from attncc.simulator.predict import Conditions, Launch, Prediction, Rows, predict, predict_many
 from attncc.simulator.report import SpeedupReport
+from attncc.simulator.routed import Shares, shares_of
 from attncc.simulator.work import Direction
 from attncc.spec.attention import AttentionSpec
 from attncc.spec.masks import Full
@@ -53,7 +54,8 @@ def simulate(
         q_tile: tokens of a query tile by axis, any positive numbers; default: those of the plan for the target.
         k_tile: the same of a key tile.
         lengths: tokens of each axis that the spec leaves open (of `tokens`, then of `key_tokens`).
-        tables: integer tables that the mask reads at run time, by name: `segments` `[B, Nq]` and the like.
+        tables: integer tables that the mask reads at run time, by name: `segments` `[B, Nq]` and the like; weights of a router
+            (`routing`) or a head mask are counted where they are given, otherwise the spec's top-k is.
         batch: elements of a batch; default: what the tables say, else 1. Bounds average over them where the mask differs between them.
         baseline: milliseconds measured of the dense attention to compare with; default: the same kernel without its mask, predicted.
         direction: "forward" or "backward".
@@ -79,7 +81,8 @@ def simulate(
         q_sides, k_sides = q_sides or planned.kernel.q_tile, k_sides or planned.kernel.k_tile
     mask = classify(spec, q_sides, k_sides, lengths, tables, batch)
     conditions = conditions_of(record, batch or mask.batch, direction, splits, pipeline, resources, constants)
-    return report(spec, mask, conditions.target, _times(spec, mask, planned, conditions, baseline))
+    shares = shares_of(spec, mask.tiling.mask.query, tables)
+    return report(spec, mask, conditions.target, _times(spec, mask, planned, conditions, baseline, shares), shares)
 
 
 def conditions_of(
@@ -133,9 +136,9 @@ Times = tuple[Prediction | None, Prediction | None, str]
 """The kernel's time, the baseline's, and why there are none."""
 
 
-def report(spec: AttentionSpec, mask: BlockMask, target: Target, times: Times) -> SpeedupReport:
-    """What the levels say of a classified mask."""
-    counts, tiling = count(mask), mask.tiling
+def report(spec: AttentionSpec, mask: BlockMask, target: Target, times: Times, shares: Shares | None = None) -> SpeedupReport:
+    """What the levels say of a classified mask; of heads whose masks differ, shares are averaged."""
+    counts, tiling = count(mask, 1.0 if shares is None else sum(shares) / len(shares)), mask.tiling
     ours, dense, problem = times
     # Every part is valid already, and to validate the spec again would take longer than all the rest.
     return SpeedupReport.model_construct(
@@ -164,13 +167,13 @@ def _speedup(ours: Prediction | None, dense: Prediction | None) -> float | None:
     return dense.milliseconds / ours.milliseconds if ours.milliseconds else inf
 
 
-def _times(spec: AttentionSpec, mask: BlockMask, planned: _Planned, c: Conditions, baseline: float | None) -> Times:
+def _times(spec: AttentionSpec, mask: BlockMask, planned: _Planned, c: Conditions, baseline: float | None, shares: Shares | None) -> Times:
     if planned.problem:
         return None, None, planned.problem
     if c.target.performance is None:
         return None, None, without_times(c.target)
     kernel = planned.kernel
-    rows = Rows.of(mask, spec.heads, c.batch, kernel.row_order == "descending")
+    rows = Rows.of(mask, spec.heads, c.batch, kernel.row_order == "descending", shares)
     try:
         ours = predict(kernel, rows, c)
         dense = _dense(spec, mask, c) if baseline is None else _measured(baseline, ours)
@@ -185,8 +188,10 @@ def without_times(target: Target) -> str:
 
 
 def _dense(spec: AttentionSpec, mask: BlockMask, c: Conditions) -> Prediction:
-    """The same kernel without its mask, over the same tokens and with the same tiles."""
-    kernel = compiler.plan(spec.model_copy(update={"mask": Full()}), c.target.name, mask.tiling.q_tile, mask.tiling.k_tile).kernels[0]
+    """The same kernel without its mask and routing, over the same tokens and with the same tiles."""
+    kernel = compiler.plan(
+        spec.model_copy(update={"mask": Full(), "routing": None}), c.target.name, mask.tiling.q_tile, mask.tiling.k_tile
+    ).kernels[0]
     return predict_many([dense_launch(kernel, mask.tiling, spec.heads, c)])[0]
 
 

@@ -22,6 +22,7 @@ from attncc.passes.plan import KernelPlan
 from attncc.simulator.constants import Constants, Pipeline, Power, shipped
 from attncc.simulator.instructions import Compiled, compiled_work
 from attncc.simulator.machine import ARITHMETIC, UNITS, Floats, Sm, makespans, overlapped, seconds
+from attncc.simulator.routed import Shares, compacted
 from attncc.simulator.work import Direction, TileWork, tile_work
 from attncc.targets import Performance, Target
 
@@ -98,15 +99,26 @@ class Rows:
     copies: int = 1
 
     @staticmethod
-    def of(mask: BlockMask, heads: int, batch: int, descending: bool = False) -> Rows:
-        """The rows of a block mask, for every head and batch element."""
+    def of(mask: BlockMask, heads: int, batch: int, descending: bool = False, shares: Shares | None = None) -> Rows:
+        """The rows of a block mask, for every head and batch element; of each head, the share of `shares` that is routed to it."""
         visited, full = _row_counts(mask)
         step, rows = -1 if descending else 1, mask.tiling.rows
         tokens = (prod(mask.tiling.mask.query), prod(mask.tiling.mask.key))
+        if shares is not None:
+            return Rows._routed(mask, (visited, full), shares, batch, step)
         if mask.batch == mask.heads == 1:
             return Rows(visited[::step], full[::step], *tokens, batch * heads)
         visited, full = (np.broadcast_to(x.reshape(mask.batch, mask.heads, rows), (batch, heads, rows)) for x in (visited, full))
         return Rows(visited[..., ::step].reshape(-1), full[..., ::step].reshape(-1), *tokens)
+
+    @staticmethod
+    def _routed(mask: BlockMask, counts: tuple[Floats, Floats], shares: Shares, batch: int, step: int) -> Rows:
+        shape = (mask.batch, len(shares), mask.tiling.rows)
+        each = [np.broadcast_to(x.reshape(mask.batch, mask.heads, -1), shape) for x in counts]
+        parts = [compacted(each[0][b, h], each[1][b, h], share) for b in range(mask.batch) for h, share in enumerate(shares)]
+        visited, full = (np.concatenate([part[i][::step] for part in parts]) for i in (0, 1))
+        tokens = (prod(mask.tiling.mask.query), prod(mask.tiling.mask.key))
+        return Rows(visited, full, *tokens, batch // mask.batch)
 
     @staticmethod
     def dense(tiles: tuple[int, int], tokens: tuple[int, int], instances: int) -> Rows:

@@ -31,9 +31,9 @@ class HeadRouting(Part):
         """The row `o`, weighted."""
         return OUTPUT
 
-    def share(self, heads: int) -> float:
-        """Share of the rows that are computed, at most, for all that the spec says."""
-        return 1.0
+    def shares(self, heads: int) -> tuple[float, ...]:
+        """Share of the rows of each head that are computed, on average, for all that the spec says."""
+        return (1.0,) * heads
 
 
 class MixtureOfHeads(HeadRouting):
@@ -60,8 +60,9 @@ class MixtureOfHeads(HeadRouting):
     def weigh(self, grid: Grid) -> Expr:
         return OUTPUT * _weights(grid)
 
-    def share(self, heads: int) -> float:
-        return (self.shared + self.top_k) / heads
+    def shares(self, heads: int) -> tuple[float, ...]:
+        routed = heads - self.shared
+        return (1.0,) * self.shared + (self.top_k / routed,) * routed
 
 
 class ReLURouting(HeadRouting):

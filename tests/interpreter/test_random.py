@@ -23,7 +23,9 @@ def runs(draw: st.DrawFn, target: str, dtype: str) -> Run:
     rank = len(case.spec["tokens"])
     change = draw(st.sampled_from([as_planned, as_planned, every_tile]))
     run = Run(case, target, draw(matmul_tiles(rank)), draw(matmul_tiles(rank)), draw(st.sampled_from(LAYOUTS)), change)
-    if run.plan.kernels[0].block_mask == "lists" and (case.spec["routing"] or {}).get("kind") in ("mixture_of_heads", "relu"):
+    kernel = run.plan.kernels[0]
+    by_token = (case.spec["routing"] or {}).get("kind") in ("mixture_of_heads", "relu")
+    if by_token and (kernel.block_mask == "lists" or set(kernel.graph.order) != {1}):
         run = replace(run, case=replace(case, spec={**case.spec, "routing": None}))  # refused: see test_routing.py
     assume(run.steps <= STEPS)
     return run

@@ -12,7 +12,7 @@ import attncc
 from attncc import AttentionSpec
 from attncc.errors import UnsupportedError
 from tests.oracle import attention, random_inputs
-from tests.runtime.cases import CAUSAL, GATE, SEGMENTS, WITH_LSE, spec
+from tests.runtime.cases import CAUSAL, GATE, SEGMENTS, WITH_LSE, neighborhood, spec
 from tests.runtime.test_routing import HEADS, MIXTURE, RELU, RULES, weights
 
 WINDOW = {"kind": "sliding_window", "left": 40, "right": 7, "align": "top_left"}
@@ -60,7 +60,8 @@ def test_heads_that_are_off_and_scaled(mask: Any, per_batch: bool, poisoned: Non
         compared(json, "sm_80", **{kind: table if per_batch else table[0]})
 
 
-def test_routed_tokens_under_a_listed_mask_are_refused() -> None:
-    json = spec([64], heads=HEADS, dtype="float16", mask=SEGMENTS, routing=MIXTURE)
+@pytest.mark.parametrize("mask", [SEGMENTS, neighborhood([5], [1], [2], [False])], ids=["listed", "dilated"])
+def test_routed_tokens_under_other_masks_are_refused(mask: Any) -> None:
+    json = spec([64], heads=HEADS, dtype="float16", mask=mask, routing=MIXTURE)
     with pytest.raises(UnsupportedError, match=r"routing of tokens under this mask on sm_80.*target cpu"):
         attncc.compile(AttentionSpec.model_validate(json), "sm_80")
