@@ -533,6 +533,7 @@ def _extras(draw: DrawFn, setting: Setting, heads: int, sizes: Sizes, dtypes: Se
         "scores": scores,
         "normalizer": normalizer,
         "gate": draw(_maybe(GATES)),
+        "token_scales": draw(st.sampled_from([[], [], [], ["q"], ["k"], ["v"], ["v", "k", "q"]])),
         "addend": draw(st.sampled_from([False, False, True])),
         "routing": draw(st.none() | st.none() | routings(heads)) if sizes.routing else None,
         "outputs": ["output", "lse"] if divides and draw(st.booleans()) else ["output"],

@@ -68,6 +68,7 @@ class Dense:
             *(self._coordinates() if facts.maps or facts.sink is not None or facts.divisor is not None or self.routing.reads else []),
         ]
         lines += ["q, k, v = q.double(), k.double(), v.double()", *self.loads.dense()]
+        lines += ["v = v * v_scale.double()[..., None]"] if facts.value_scale is not None else []
         for operand, heads in zip("kv", facts.heads[1:]):
             if heads != facts.heads[0]:
                 lines.append(f"{operand} = {operand}.repeat_interleave({facts.heads[0] // heads}, 1)")

@@ -143,6 +143,12 @@ class Facts:
         dots = self.body.find(GraphOp.DOT)
         return float(dots[0]["scale"]) if dots else None
 
+    @cached_property
+    def value_scale(self) -> Expr | None:
+        """What the value of each key is multiplied by."""
+        found: Expr | None = self.body.find(GraphOp.COMBINE)[0].get("value_scale")
+        return found
+
     @property
     def divisor(self) -> Expr | None:
         """What rows are divided by that their keys do not decide."""

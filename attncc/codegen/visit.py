@@ -331,7 +331,8 @@ class Visit:
 
     def _accumulate(self) -> list[str]:
         values = self._loads("v", self.value_chunks)
-        return [*self._softmax(), *values, *self._sums()] if self.facts.softmax else [*self._pointwise(), *values, *self._sums()]
+        weights, scale = self._softmax() if self.facts.softmax else self._pointwise(), self.facts.value_scale
+        return [*weights, *([] if scale is None else [f"p *= {self._pair(scale)}  # spec: token_scales"]), *values, *self._sums()]
 
     @property
     def fused_scale(self) -> bool:

@@ -33,7 +33,7 @@ class GraphOp(str, Enum):
     DOT = "dot"  # scale * q . x, with one x a key head: the score of a key that every query sees
     ROUTE = "route"  # keeps the rows (batch element, head, query) where the predicate holds; the others see no key
     WEIGHTS = "weights"  # scores -> weights, by a normalizer's row class and weight; perhaps over a divisor, or with a sink
-    COMBINE = "combine"  # weights @ v; the value of a sink may follow v, one a value head
+    COMBINE = "combine"  # weights @ v, perhaps times a `value_scale` each; the value of a sink may follow v, one a value head
     WEIGH = "weigh"  # o -> f(o, b, h, q, tables)
     LSE = "lse"  # natural log of a row's whole denominator
     GATE = "gate"  # o -> f(o, g); where `packed`, the logits of the query heads of a logit head lie side by side

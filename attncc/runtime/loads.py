@@ -18,24 +18,37 @@ from attncc.ir.values import evaluate
 from attncc.passes.tiles import Shape
 from attncc.runtime.operands import Operands
 
-Gradients = tuple[Tensor, Tensor, dict[str, Tensor]]
+Gradients = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 Columns = tuple[slice, slice]
 
 
 def prepared(graph: Graph, operands: Operands) -> Operands:
-    """The operands with their loads done: q and k as their product takes them, in their own type."""
+    """The operands with their loads done: q and k as their product takes them, in their own type; v times its factors."""
     sides = {side: _Side(loads_of(graph, side), side, operands) for side in "qk"}
-    if not any(s.ops for s in sides.values()):
-        return operands
-    return replace(operands, q=sides["q"].forward(operands.q), k=sides["k"].forward(operands.k))
+    if any(s.ops for s in sides.values()):
+        operands = replace(operands, q=sides["q"].forward(operands.q), k=sides["k"].forward(operands.k))
+    factor = _value_factor(graph, operands)
+    return operands if factor is None else replace(operands, v=operands.v.to(operands.compute) * factor)
 
 
-def adjoint(graph: Graph, operands: Operands, dq: Tensor, dk: Tensor) -> Gradients:
-    """Gradients of q and k as given, and of the tables of their norms, from those of the prepared ones."""
+def adjoint(graph: Graph, operands: Operands, grads: tuple[Tensor, Tensor, Tensor]) -> Gradients:
+    """Gradients of q, k and v as given, and of the tables of norms and of value scales, from those of the prepared ones."""
     found: dict[str, Tensor] = {}
+    dq, dk, dv = grads
     given = {"q": (operands.q, dq), "k": (operands.k, dk)}
     results = [_Side(loads_of(graph, side), side, operands).backward(x, grad, found) for side, (x, grad) in given.items()]
-    return results[0], results[1], found
+    factor = _value_factor(graph, operands)
+    if factor is not None:
+        found["v_scale"] = (dv * operands.v).sum(-1).to(operands.tables["v_scale"].dtype)
+        dv = (dv * factor).to(operands.v.dtype)
+    return results[0], results[1], dv, found
+
+
+def _value_factor(graph: Graph, operands: Operands) -> Tensor | None:
+    """What rows of v are multiplied by, `[B, Hv, M, 1]`."""
+    if graph.find(GraphOp.COMBINE)[0].get("value_scale") is None:
+        return None
+    return operands.tables["v_scale"].to(operands.compute)[..., None]
 
 
 @dataclass(frozen=True)

@@ -171,9 +171,10 @@ def _kept(n: Node, allowed: Tensor, place: _Place) -> Tensor:
 
 
 def _combine(n: Node, inputs: list[Any], place: _Place) -> Tensor:
-    weights, v, *bias = inputs
-    rows = torch.matmul(weights.keys, place.per_query_head(v))
-    return rows if not bias else rows + weights.sink * place.per_query_head(bias[0][None])[:, :, None]
+    weights, v, named = inputs[0], inputs[1], {i["name"]: x for i, x in zip(n.inputs[2:], inputs[2:])}
+    keys = weights.keys if n.get("value_scale") is None else weights.keys * place.evaluate(n["value_scale"])
+    rows = torch.matmul(keys, place.per_query_head(v))
+    return rows if "v_bias" not in named else rows + weights.sink * place.per_query_head(named["v_bias"][None])[:, :, None]
 
 
 def _lse(n: Node, inputs: list[Any], place: _Place) -> Tensor:

@@ -96,6 +96,8 @@ def score_work(kernel: KernelPlan) -> Work:
         own = Work(exp=1.0, fma=2.0 + rescale, integer=1.0)
     if weight["row_class"] == "ratio":
         own = own + Work(fma=1.0)  # the sum of weights
+    if body.find(GraphOp.COMBINE)[0].get("value_scale") is not None:
+        own = own + Work(fma=1.0)
     return own + map_work(kernel) + Work(integer=convert + OVERHEAD)
 
 

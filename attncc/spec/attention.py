@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from attncc.ir.expr import Expr, Kind, Table, depth, tables
+from attncc.ir.expr import Expr, Kind, Table, depth, load, tables, var
 from attncc.ir.rows import BIAS_SCORE, SCORE
 from attncc.spec.gates import Gate
 from attncc.spec.loads import LoadSpec
@@ -57,6 +57,11 @@ class AttentionSpec(Part):
     value_dim: Positive | None = Field(default=None, le=1024)
     dtype: DType = "float16"
     loads: tuple[LoadSpec, ...] = ()
+    token_scales: tuple[Literal["q", "k", "v"], ...] = Field(
+        default=(),
+        description="operands whose rows are multiplied, after loads, by the run-time inputs `q_scale` [B, heads, N], `k_scale` "
+        "[B, key_heads, M], `v_scale` [B, value_heads, M], float32 with gradients: gates of tokens and heads",
+    )
     mask: Mask = Field(default_factory=Full)
     scores: tuple[Score, ...] = ()
     normalizer: NormalizerSpec = Field(default_factory=Softmax)
@@ -131,7 +136,7 @@ class AttentionSpec(Part):
     def _table_problems(self) -> list[str]:
         """Names of run-time inputs: no word of the language or of a call, and one tensor each."""
         formulas = [score.apply(SCORE, self.grid, self.heads) for score in self.scores]
-        found, known = [], self._normalizer_tables()
+        found, known = [], self._normalizer_tables() | {read.value.name: read.value for read in self.scale_reads.values()}
         routed = [] if self.routing is None else [self.routing.rows(self.grid), self.routing.weigh(self.grid)]
         scored = ((f"scores.{i}", f) for i, f in enumerate(formulas))
         read = [(field, tables(formula)) for field, formula in [("mask", self.predicate), *scored, *(("routing", f) for f in routed)]]
@@ -149,6 +154,8 @@ class AttentionSpec(Part):
         return {table.name: table for table in read} | (self.sink_tables if record.sink is BIAS_SCORE else {})
 
     def _output_problems(self) -> list[str]:
+        if len(set(self.token_scales)) != len(self.token_scales):
+            return ["token_scales: names an operand twice"]
         if "output" not in self.outputs or len(set(self.outputs)) != len(self.outputs):
             return ["outputs: must hold output, and nothing twice"]
         if "lse" in self.outputs and not self.normalizer.record(self.grid).has_lse:
@@ -180,6 +187,16 @@ class AttentionSpec(Part):
     def head_dims(self) -> tuple[int, int]:
         """Width of q and k, width of v."""
         return self.head_dim, self.value_dim or self.head_dim
+
+    @property
+    def scale_reads(self) -> dict[str, Expr]:
+        """The factors of `token_scales` by operand, as reads of their tables."""
+        found = {}
+        for side, heads in zip("qkv", self.head_counts):
+            token, tokens = ("q", "NQ") if side == "q" else ("k", "NK")
+            table = Table(f"{side}_scale", Kind.FLOAT, ("B", heads, tokens))
+            found[side] = load(table, var("b"), var("h") // (self.heads // heads), self.grid.flat(token))
+        return {side: found[side] for side in found if side in self.token_scales}
 
     @property
     def sink_tables(self) -> dict[str, Table]:

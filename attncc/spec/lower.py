@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from attncc.ir.expr import Expr, Kind, Table, const, tables
 from attncc.ir.graph import Graph, GraphOp, Node, Stage, node
 from attncc.ir.rows import BIAS_SCORE, SCORE, Normalizer
@@ -15,7 +17,10 @@ def lower(spec: AttentionSpec) -> Graph:
     q, k, v = _operands(spec)
     for each in spec.loads:
         q, k = (each.apply(rows, side, spec.grid, spec.head_dims[0]) for side, rows in (("q", q), ("k", k)))
-    scores = node(GraphOp.SCORES, q, k, scale=spec.scale)
+    scores, factors = node(GraphOp.SCORES, q, k, scale=spec.scale), spec.scale_reads
+    scaled = prod((factors[side] for side in "qk" if side in factors), start=SCORE)
+    if scaled is not SCORE:
+        scores = node(GraphOp.MAP, scores, *_reads(scaled), value=scaled)
     for score in spec.scores:
         value = score.apply(SCORE, spec.grid, spec.heads)
         if value is not SCORE:
@@ -29,14 +34,19 @@ def lower(spec: AttentionSpec) -> Graph:
     if kept is not const(True):
         scores = node(GraphOp.ROUTE, scores, *_reads(kept), rows=kept)
     weights = _weights(spec, normalizer, scores, q)
-    rows = _weighed(spec, node(GraphOp.COMBINE, weights, v, *_bias_input(spec, normalizer, "v_bias")))
+    by_value = {"value_scale": factors["v"]} if "v" in factors else {}
+    bias = _bias_input(spec, normalizer, "v_bias")
+    rows = _weighed(spec, node(GraphOp.COMBINE, weights, v, *bias, *map(_table_input, tables(*by_value.values())), **by_value))
     results = {"output": _gated(spec, rows), "lse": node(GraphOp.LSE, weights)}
     outputs = tuple((name, results[name]) for name in spec.outputs)
     return verify(Graph(spec.grid.query, spec.grid.key, outputs), Stage.LOWERED)
 
 
 def _weights(spec: AttentionSpec, normalizer: Normalizer, scores: Node, q: Node) -> Node:
-    known = {"weight": normalizer.weight, "sink": normalizer.sink, "divisor": normalizer.divisor}
+    sink = normalizer.sink
+    if sink is BIAS_SCORE and "q" in spec.token_scales:
+        sink = sink * spec.scale_reads["q"]
+    known = {"weight": normalizer.weight, "sink": sink, "divisor": normalizer.divisor}
     attrs = {name: value for name, value in known.items() if value is not None}
     reads = dict.fromkeys(read for value in attrs.values() for read in _reads(value))
     logits = [node(GraphOp.DOT, q, x, scale=spec.scale) for x in _bias_input(spec, normalizer, "k_bias")]

@@ -99,6 +99,14 @@ COMPILER: tuple[Fault, ...] = (
         "or False",
         ("tests/runtime/test_normalizers.py::test_bad_fields_are_refused_by_name",),
     ),
+    Fault("visit: values not scaled", VISIT, '[f"p *= {self._pair(scale)}  # spec: token_scales"]', "[]", (GENERATED,)),
+    Fault(
+        "lower: a sink's key without the scale of the query",
+        "attncc/spec/lower.py",
+        "sink = sink * spec.scale_reads",
+        "sink = sink + 0.0 * spec.scale_reads",
+        (ORACLE, GENERATED),
+    ),
     Fault("kernel: the first of packed logits for every head", KERNEL, "(h % {share})", "(h % 1)", (GENERATED,)),
     Fault("kernel: a logit head for every query head", KERNEL, '"h" if share == 1 else', '"h" if share else', (GENERATED,)),
     Fault(

@@ -186,6 +186,20 @@ RUNTIME: tuple[Fault, ...] = (
         (ORACLE, RANDOM),
     ),
     Fault(
+        "sinks: what keys and a sink both read gets one gradient",
+        f"{BLOCKED}/__init__.py",
+        "x + found[name] if name in found else x",
+        "x",
+        (ORACLE,),
+    ),
+    Fault(
+        "loads: gradients of values not scaled",
+        "attncc/runtime/loads.py",
+        "dv = (dv * factor).to(operands.v.dtype)",
+        "dv = dv.to(operands.v.dtype)",
+        (ORACLE, RANDOM),
+    ),
+    Fault(
         "blocked: masked keys counted",
         f"{BLOCKED}/block.py",
         "count -= (mask < 0).sum(-1, keepdim=True)",

@@ -97,6 +97,14 @@ HARD: dict[str, Run] = {
     "packed gates, and something added": run(
         CAUSAL, [20], heads=6, key_heads=2, value_dim=24, batch=2, addend=True, gate=gate(granularity="packed", activation="tanh")
     ),
+    "scales of tokens": run(
+        CAUSAL, [40], heads=6, key_heads=3, value_heads=2, batch=2, token_scales=["q", "k", "v"], outputs=BOTH,
+        normalizer={"kind": "softmax", "sink": "key_value"},
+    ),
+    "scales of values in classes": run(
+        neighborhood([3, 2], dilation=[3, 2]), [11, 7], (4, 4), (2, 8), heads=2, value_heads=1, token_scales=["v"],
+        normalizer={"kind": "sigmoid"},
+    ),
     "packed gates by head": run(CAUSAL, [20], heads=6, key_heads=2, gate=gate(granularity="packed_headwise", activation="silu")),
     "gates by key head": run(CAUSAL, [20], heads=6, key_heads=2, gate=gate(granularity="per_key_head", activation="relu", mode="add")),
     "a negative scale": run(CAUSAL, [30], scores=[{"kind": "scale", "value": -2.0}], outputs=BOTH),

@@ -37,6 +37,7 @@ def _dense(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, dtype: t
     q, k = (loaded(spec, x.to(dtype), side, inputs) for x, side in ((q, "q"), (k, "k")))
     q, k, v = (_per_query_head(x.to(dtype), spec["heads"]) for x in (q, k, v))
     allowed = torch.from_numpy(dense_mask(spec, inputs, len(q))).to(q.device)
+    q, k, v = (x * _token_scale(spec, side, inputs, x) for side, x in zip("qkv", (q, k, v)))
     normalizer, scores = spec.get("normalizer", {"kind": "softmax"}), _scores(spec, q, k, inputs)
     if normalizer.get("sink") is not None:
         # A sink is one more key, which every query may see, and one more value.
@@ -90,6 +91,13 @@ def _scores(spec: Spec, q: Tensor, k: Tensor, inputs: Inputs) -> Tensor:
             case kind:
                 raise ValueError(f"score map {kind!r} is unknown, or not in its place")
     return s
+
+
+def _token_scale(spec: Spec, side: str, inputs: Inputs, x: Tensor) -> Tensor:
+    """What a row of an operand is multiplied by, ``[B, H, N, 1]``."""
+    if side not in spec.get("token_scales", ()):
+        return x.new_ones(())
+    return _per_query_head(inputs[f"{side}_scale"], spec["heads"]).to(x.dtype)[..., None]
 
 
 def _scale(spec: Spec) -> float:

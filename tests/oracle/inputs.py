@@ -54,6 +54,8 @@ def random_inputs(
         gate_dim = {"headwise": 1, "packed": group * value_dim, "packed_headwise": group}.get(gate["granularity"], value_dim)
         inputs["gate"] = normal((batch, gate_heads, size["q"], gate_dim), dtype)
     inputs |= load_inputs(spec, batch, rng, table_dtype)
+    scaled = {side: x for side, x in zip("qkv", (q, k, v)) if side in spec.get("token_scales", ())}
+    inputs |= {f"{side}_scale": normal(x.shape[:3], table_dtype) for side, x in scaled.items()}
     if spec.get("addend"):
         inputs["addend"] = normal((batch, heads, size["q"], value_dim), dtype)
     if routing := spec.get("routing"):

@@ -155,6 +155,16 @@ CASES: dict[str, tuple[Json, list[int]]] = {
     ),
     "head scale": (spec([40], mask=CAUSAL, heads=4, gate=GATE, routing={"kind": "head_scale", "per_batch": True}), []),
     "head mask": (spec([40], mask=CAUSAL, heads=4, outputs=WITH_LSE, routing={"kind": "head_mask", "per_batch": False}), []),
+    "token scales": (
+        spec([None], heads=6, key_heads=3, value_heads=2, mask=CAUSAL, token_scales=["q", "k", "v"], outputs=WITH_LSE,
+             normalizer={"kind": "softmax", "sink": "key_value"}),
+        [30],
+    ),
+    "a scale of values": (
+        spec([11, 13], mask=neighborhood([3, 5], [1, 2], [3, 2], [False, True]), heads=4, value_heads=2, token_scales=["v"],
+             normalizer={"kind": "positive_ratio", "weight": "elu_plus_one"}, outputs=WITH_LSE),
+        [],
+    ),
     "gate by key head": (
         spec([30], heads=6, key_heads=3, gate={**GATE, "granularity": "per_key_head", "activation": "tanh"}, addend=True), [],
     ),

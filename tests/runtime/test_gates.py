@@ -58,11 +58,33 @@ def test_what_is_added_is_gated_too() -> None:
     torch.testing.assert_close(grad, torch.sigmoid(logits))
 
 
+def test_token_scales_are_scaled_operands() -> None:
+    q, k, v = (x.requires_grad_() for x in tensors())
+    scales: dict[str, Any] = {f"{name}_scale": torch.randn(x.shape[:3], requires_grad=True) for name, x in (("q", q), ("k", k), ("v", v))}
+    got = kernel(None, token_scales=("q", "k", "v"))(q, k, v, **scales)
+    want = kernel(None)(*(x * scales[f"{name}_scale"][..., None] for name, x in (("q", q), ("k", k), ("v", v))))
+    torch.testing.assert_close(got, want)
+    leaves = [q, k, v, *scales.values()]
+    for ours, theirs in zip(torch.autograd.grad(got.square().sum(), leaves), torch.autograd.grad(want.square().sum(), leaves)):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_scales_of_zero() -> None:
+    """A closed gate on every key: scores are 0, weights uniform; on every value: the output is 0. Nothing is NaN."""
+    q, k, v = (x.requires_grad_() for x in tensors())
+    closed = torch.zeros(2, 2, 4, requires_grad=True)
+    out = kernel(None, token_scales=("k", "v"))(q, k, v, k_scale=closed, v_scale=closed)
+    grads = torch.autograd.grad(out.sum(), [q, k, v, closed])
+    assert not out.any() and all(x.isfinite().all() for x in grads) and bool(grads[3].any())
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "activation": ({"gate": {"kind": "output", "activation": "gelu"}}, "gate.activation"),
     "granularity": ({"gate": {"kind": "output", "granularity": "per_value_head"}}, "gate.granularity"),
     "mode": ({"gate": {"kind": "output", "mode": "subtract"}}, "gate.mode"),
     "addend": ({"addend": "lepe"}, "addend"),
+    "scales of what is none": ({"token_scales": ["o"]}, "token_scales"),
+    "scales twice": ({"token_scales": ["q", "q"]}, "token_scales: names an operand twice"),
 }
 
 
@@ -84,6 +106,12 @@ def test_bad_fields_are_refused_by_name(name: str) -> None:
         ({"gate": gates.Output(granularity="per_key_head")}, {"gate": torch.zeros(2, 4, 6, 5)}, r"^gate: .* must be \[B=2, 2, NQ=6, 5\]"),
         ({"gate": None, "addend": True}, {}, r"^addend: is missing; it is \[B, 4, NQ, 5\] of float32"),
         ({"gate": None, "addend": True}, {"addend": torch.zeros(2, 4, 6, 1)}, r"^addend: has shape \[2, 4, 6, 1\], must be"),
+        ({"gate": None, "token_scales": ("k",)}, {}, r"^k_scale: is missing; it is \[B, 2, NK\] of float32"),
+        (
+            {"gate": None, "token_scales": ("v",)},
+            {"v_scale": torch.zeros(2, 4, 4)},
+            r"^v_scale: has shape \[2, 4, 4\], must be \[B=2, 2, NK=4\]",
+        ),
         ({"gate": None}, {"addend": torch.zeros(2, 4, 6, 5)}, r"^addend: is no input of this spec"),
     ],
 )

@@ -98,6 +98,8 @@ def test_sums_and_counts_cost() -> None:
     ratio, plain = (work.score_work(kernel(n)) for n in (normalizers.PositiveRatio(weight="sigmoid"), normalizers.Sigmoid()))
     assert replace(ratio, fma=ratio.fma - 1) == plain
     assert work.score_work(kernel(normalizers.PositiveRatio())).exp > ratio.exp
+    scaled = plan(line(token_scales=("v",), mask=masks.Causal()), "h100", (128,), (128,)).kernels[0]
+    assert work.score_work(scaled).fma == work.score_work(kernel(normalizers.Softmax())).fma + 1
     mean, relu = (kernel(normalizers.ReLU(divisor=divisor)) for divisor in ("allowed", None))
     assert work.score_work(mean) == work.score_work(relu)
     assert work.mask_work(mean).fma == work.mask_work(relu).fma + 1

@@ -50,6 +50,11 @@ def run_backward(
     dq, dk, dv, found = backward(problem(kernel, operands), operands.q, operands.k, operands.v, rows, lse, by_row, grad_lse)
     if sink is not None and lse is not None:
         own, trained = sink.gradients(rows, lse, grad, grad_lse)
-        dq, found = dq if own is None else (dq + own).to(dq.dtype), {**found, **trained}
-    dq, dk, loaded = adjoint(kernel.graph, given, dq, dk)
+        dq, found = dq if own is None else (dq + own).to(dq.dtype), _added(found, trained)
+    dq, dk, dv, loaded = adjoint(kernel.graph, given, (dq, dk, dv))
     return dq, dk, dv, {**found, **loaded}
+
+
+def _added(found: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients by name; a table that keys and a sink both read gets the sum of both."""
+    return found | {name: x + found[name] if name in found else x for name, x in more.items()}

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attncc.ir.arrays import torch_arrays
+from attncc.ir.derivatives import derivative
 from attncc.ir.expr import Expr
 from attncc.ir.graph import Graph, GraphOp
+from attncc.ir.rows import BIAS_SCORE
 from attncc.ir.values import evaluate
 from attncc.runtime.blocked.formulas import Env, Places, table_gradients
 from attncc.runtime.blocked.routed import row_env
@@ -70,10 +73,10 @@ class Sink:
         found = table_gradients(self.logit, by_logit, self.env, self.operands)
         if self.key is None:
             return None, found
-        by_logit = by_logit * self.scale
+        by_logit = by_logit * evaluate(derivative(self.logit, BIAS_SCORE), self.env, torch_arrays(self.operands.compute)) * self.scale
         q = self.operands.q.to(self.operands.compute)
         both = {"k_bias": torch.einsum("bhnx,bhnd->hd", by_logit, q), "v_bias": torch.einsum("bhnx,bhnd->hd", share, grad)}
-        return by_logit * self.key, {name: _gathered(both[name], self.operands.tables[name]) for name in both}
+        return by_logit * self.key, found | {name: _gathered(both[name], self.operands.tables[name]) for name in both}
 
 
 def divided(graph: Graph, operands: Operands, rows: Tensor) -> Tensor:
