@@ -16,6 +16,7 @@ from attncc.runtime.kernel import Kernel
 from attncc.runtime.sample import sample
 from attncc.runtime.signature import signature
 from attncc.spec.attention import AttentionSpec
+from attncc.spec.routing import MixtureOfHeads
 from attncc.targets import target as target_record
 
 
@@ -59,4 +60,14 @@ def prepared(spec: AttentionSpec, target: str, lengths: Lengths, batch: int, see
     query, key = known_grid(spec, lengths)
     kernel = api.compile(spec, target)
     device = torch.device("cuda" if torch.cuda.is_available() and target_record(kernel.plan.target).backend != "cpu" else "cpu")
-    return Call(kernel, sample(signature(kernel.plan.kernels[0].graph, spec.grid.shared), query, key, batch, seed, device), query, key)
+    tensors = sample(signature(kernel.plan.kernels[0].graph, spec.grid.shared), query, key, batch, seed, device)
+    if isinstance(spec.routing, MixtureOfHeads):
+        tensors["routing"] = _routed(spec.routing, tensors["routing"])
+    return Call(kernel, tensors, query, key)
+
+
+def _routed(mixture: MixtureOfHeads, weights: Tensor) -> Tensor:
+    """Weights `[B, H, N]` of which each token keeps as many as the spec says."""
+    shared, others = weights[:, : mixture.shared], weights[:, mixture.shared :]
+    chosen = others.argsort(1).argsort(1) < mixture.top_k
+    return torch.cat([shared, others * chosen], dim=1)

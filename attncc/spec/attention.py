@@ -267,6 +267,8 @@ class AttentionSpec(Part):
     ) -> Callable[..., Any]:
         """The score maps as FlexAttention's score_mod `(score, b, h, q, k) -> score`; pass `scale=spec.scale` beside it.
 
+        Routing and gate act on its output: they are the caller's.
+
         Args:
             tables: tables that the scores read (`relative_bias`, `alibi_slopes`), by name; tensors keep their gradients.
             lengths: tokens of each axis that the spec leaves open.

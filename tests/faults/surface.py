@@ -184,4 +184,18 @@ SURFACE: tuple[Fault, ...] = (
         "any(t.values is None for t in tables(*self.maps))",
         ("tests/interpreter/test_hard.py::test_hard_specs",),
     ),
+    Fault(
+        "simulator: shared heads counted as routed ones",
+        "attncc/spec/routing.py",
+        "(1.0,) * self.shared + (self.top_k / routed,) * routed",
+        "(self.top_k / heads,) * heads",
+        ("tests/simulator/test_routing.py::test_a_mixture_costs_its_share",),
+    ),
+    Fault(
+        "simulator: routed rows priced as all of them",
+        "attncc/simulator/levels.py",
+        'kernel.row_order == "descending", shares)',
+        'kernel.row_order == "descending", None)',
+        ("tests/simulator/test_routing.py::test_a_mixture_costs_its_share",),
+    ),
 )

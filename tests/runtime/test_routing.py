@@ -10,6 +10,8 @@ from torch import Tensor
 
 import attncc
 from attncc import AttentionSpec
+from attncc.cli.calling import prepared
+from attncc.cli.verification import verified
 from attncc.errors import InputError
 from attncc.runtime.blocked.bands import BandPlan
 from attncc.runtime.blocked.problem import problem
@@ -232,3 +234,11 @@ def test_only_routed_rows_are_visited(name: str, top_k: int) -> None:
 def test_heads_without_a_token_visit_nothing() -> None:
     assert len(plans_of(CAUSAL, MIXTURE, weights("one head only", 300).float())) == 2
     assert plans_of(CAUSAL, MIXTURE, weights("no head at all", 300).float()) == []
+
+
+@pytest.mark.parametrize(("shared", "top_k"), [(0, 2), (1, 1)])
+def test_verify_and_bench_draw_as_many_heads_as_the_spec_says(shared: int, top_k: int) -> None:
+    json = spec([40], heads=HEADS, mask=CAUSAL, routing={**MIXTURE, "shared": shared, "top_k": top_k})
+    drawn = prepared(AttentionSpec.model_validate(json), "cpu", None, 2, 0).tensors["routing"]
+    assert ((drawn != 0).sum(1) == shared + top_k).all() and (drawn[:, :shared] != 0).all()
+    assert all(found.ok for found in verified(AttentionSpec.model_validate(json), "cpu", None, 2, 0, lambda text: None))
