@@ -70,8 +70,10 @@ def range_name(table: str, axis: int, op: Op) -> str:
     return f"{table}@{axis}.{op.value}"
 
 
-def range_tables(roots: Sequence[Expr], env: Mapping[str, Any], arrays: Arrays | None = None) -> dict[str, Any]:
+def range_tables(roots: Sequence[Expr], env: Mapping[str, Any], arrays: Arrays | None = None, longest: int | None = None) -> dict[str, Any]:
     """`env` completed with what the range reductions below `roots` read: O(n log n) entries each, exact for any range.
+
+    With `longest`, for ranges of at most as many entries only: O(n log longest).
 
     Level j of the table holds the least (greatest) of 2**j entries from each position on, so two entries cover any range. Tables in
     `env` are of the array library; with torch all is done where they live, with no wait for the device.
@@ -83,18 +85,20 @@ def range_tables(roots: Sequence[Expr], env: Mapping[str, Any], arrays: Arrays |
             table, axis = node.value
             name = range_name(table.name, axis, node.op)
             if name not in done:
-                done[name] = _levels(env[table.name], axis, node.op, xp)
-                size = max(len(done.get("floor_log2", ())), done[name].shape[axis + 1] + 2)
+                most = min(longest or env[table.name].shape[axis], env[table.name].shape[axis])
+                done[name] = _levels(env[table.name], axis, node.op, xp, most)
+                size = max(len(done.get("floor_log2", ())), most + 2)
                 done["floor_log2"] = xp.floor_log2(xp.maximum(xp.positions(size, env[table.name]), 1))
     return done
 
 
-def _levels(data: Any, axis: int, op: Op, xp: Arrays) -> Any:
+def _levels(data: Any, axis: int, op: Op, xp: Arrays, longest: int) -> Any:
     bound = xp.minimum if op is Op.RANGE_MIN else xp.maximum
-    position = xp.positions(data.shape[axis], data)
-    levels, step = [data], 1
-    while 2 * step <= data.shape[axis]:
-        shifted = xp.minimum(position + step, data.shape[axis] - 1)
-        levels.append(bound(levels[-1], levels[-1][(*[slice(None)] * axis, shifted)]))
+    levels, step, before = [data], 1, (slice(None),) * axis
+    while 2 * step <= longest:
+        last = levels[-1]
+        level = bound(last, last)  # a copy; what lies past the table's end is never read
+        level[(*before, slice(None, -step))] = bound(last[(*before, slice(None, -step))], last[(*before, slice(step, None))])
+        levels.append(level)
         step *= 2
     return xp.stack(levels)

@@ -62,9 +62,9 @@ def _ranges(offsets: Ints, tiles: Ints, device: torch.device) -> tuple[Tensor, T
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the bands leave of each row, on a device: `tiles` [rows, capacity] with `kinds` 0 none, 1 partial, 2 full.
+    """What the bands leave of each row, on a device: `tiles` [rows or 1, capacity], `kinds` [rows, capacity] 0 none, 1 partial, 2 full.
 
-    `ends` holds by name the first and last coordinates of rows [rows, 1] and of candidates [rows, capacity], and the residues of rows.
+    `ends` holds by name the first and last coordinates of rows [rows, 1] and of candidates, as `tiles`, and the residues of rows.
     """
 
     tiles: Tensor
@@ -82,17 +82,21 @@ def candidates(mask: BoundMask, q_tile: Shape, k_tile: Shape, device: torch.devi
 
 
 def _padded(mask: BlockMask) -> tuple[Ints, npt.NDArray[np.int8]]:
-    """Tiles of every row, ascending, and their kinds; rows are filled up to the longest."""
+    """Tiles of every row, or one row for all, ascending, and their kinds; rows are filled up to the longest."""
     lists = mask.lists
     parts = ((lists.full_offsets, lists.full_tiles, 2), (lists.partial_offsets, lists.partial_tiles, 1))
     row = np.concatenate([np.repeat(np.arange(mask.tiling.rows), np.diff(offsets)) for offsets, _, _ in parts])
     tile = np.concatenate([entries for _, entries, _ in parts])
     kind = np.concatenate([np.full(len(entries), value, np.int8) for _, entries, value in parts])
-    order = np.lexsort((tile, row))
     count = np.bincount(row, minlength=mask.tiling.rows)
+    width, every = max(1, int(count.max(initial=0))), prod(mask.tiling.k_tiles)
+    kinds = np.zeros((mask.tiling.rows, width), np.int8)
+    if width == every:  # one row of tiles serves all: what keys alone decide is decided once
+        kinds[row, tile] = kind
+        return np.arange(every)[None], kinds
+    order = np.lexsort((tile, row))
     column = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    tiles = np.zeros((mask.tiling.rows, max(1, int(count.max(initial=0)))), np.int64)
-    kinds = np.zeros(tiles.shape, np.int8)
+    tiles = np.zeros(kinds.shape, np.int64)
     tiles[row[order], column], kinds[row[order], column] = tile[order], kind[order]
     return tiles, kinds
 
@@ -127,6 +131,8 @@ class Filler:
 
     mask: BoundMask
     found: Candidates
+    longest: int | None = None
+    """Tokens between the first and the last of a tile, at most; None: any number, as on a grid, whose tiles are no runs of tokens."""
 
     @cached_property
     def bounds(self) -> tuple[Expr, Expr]:
@@ -137,7 +143,7 @@ class Filler:
     def __call__(self, tables: Mapping[str, Tensor], batch: int, heads: int) -> Lists:
         """Lists of one call; `tables` are on the candidates' device."""
         batch, heads = (n if self.mask.varies_with(name) else 1 for name, n in (("b", batch), ("h", heads)))
-        rows, capacity = self.found.tiles.shape
+        rows, capacity = self.found.kinds.shape
         if batch * heads * rows * (capacity + 1) > MOST_ENTRIES:
             raise UnsupportedError(
                 f"a run-time mask of {batch * heads * rows} rows with up to {capacity} key tiles each",
@@ -160,8 +166,9 @@ class Filler:
         }
         surely, possibly = self.bounds
         xp = torch_arrays()
-        values = evaluate_all([surely, possibly], {**range_tables([surely, possibly], tables, xp), **env}, xp)
-        shape = (batch, heads, *self.found.tiles.shape)
+        ranges = range_tables([surely, possibly], tables, xp, self.longest)
+        values = evaluate_all([surely, possibly], {**ranges, **env}, xp)
+        shape = (batch, heads, *self.found.kinds.shape)
         # torch.full, for a constant: as_tensor would copy from the host, which no CUDA graph can capture.
         return [(x if isinstance(x, Tensor) else torch.full((), x, device=device)).expand(shape) for x in values]
 
@@ -200,7 +207,8 @@ class ListCache:
         mask = bind(self.kernel.graph, query, key)
         if not mask.reads:
             return mask
-        return Filler(mask, candidates(mask, self.kernel.q_tile, self.kernel.k_tile, device))
+        longest = max(*self.kernel.q_tile, *self.kernel.k_tile) * mask.order[0] if len(query) == 1 else None
+        return Filler(mask, candidates(mask, self.kernel.q_tile, self.kernel.k_tile, device), longest)
 
     def _known(self, mask: BoundMask, batch: int, heads: int, device: torch.device) -> Lists:
         return known_lists(block_mask(mask, self.kernel.q_tile, self.kernel.k_tile, None, batch, heads), device)
