@@ -4,6 +4,8 @@ POINTWISE keeps nothing: weights are f(s) and partial outputs add up. MEAN count
 states of disjoint key ranges add up as well, and the division comes last. SOFTMAX keeps the maximum m and the sum l of exp(s - m);
 states (m1, l1), (m2, l2) of disjoint key ranges merge to m = max(m1, m2), l = l1 exp(m1 - m) + l2 exp(m2 - m), outputs likewise.
 A sink z is one more such state, (z, 1), which counts once however the keys are cut.
+
+Three classes of rows have no state that one walk over the keys can merge, and are not built; `ABSENT` says what stands in their place.
 """
 
 from __future__ import annotations
@@ -21,6 +23,25 @@ class RowClass(str, Enum):
     MEAN = "mean"  # divides by the number of keys that the row sees, which it saves
     RATIO = "ratio"  # divides by the sum of its weights, of which it saves the log
     SOFTMAX = "softmax"  # saves the log-sum-exp of the row
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A class of rows that is not built: what it would keep, and the nearest that is."""
+
+    keeps: str
+    nearest: str
+
+
+TWO_PASS = Absent("a threshold or a sum of the whole row before any weight is known", "normalizer positive_ratio, or relu with a divisor")
+ROW_COMBINATION = Absent("several finished rows, which it then combines", "one spec for each branch, and their outputs combined")
+RECURRENT = Absent("a state [head_dim, value_dim] that tokens update in turn", "normalizer positive_ratio with elu_plus_one, or relu")
+ABSENT = {
+    **dict.fromkeys(("entmax", "sparsemax", "lssar"), TWO_PASS),
+    **dict.fromkeys(("differential", "mixture", "urpe"), ROW_COMBINATION),
+    **dict.fromkeys(("linear", "retention", "gated_linear"), RECURRENT),
+}
+"""Normalizers by kind that are refused by name."""
 
 
 @dataclass(frozen=True)

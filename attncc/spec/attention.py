@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from attncc.ir.expr import Expr, Kind, Table, depth, load, tables, var
-from attncc.ir.rows import BIAS_SCORE, SCORE
+from attncc.ir.rows import ABSENT, BIAS_SCORE, SCORE
 from attncc.spec.gates import Gate
 from attncc.spec.loads import LoadSpec
 from attncc.spec.masks import Full, Mask
@@ -78,6 +78,15 @@ class AttentionSpec(Part):
         for name in ("dropout", "dropout_p"):
             if isinstance(value, dict) and name in value:
                 raise PydanticCustomError("contradiction", "{text}", {"text": (text := f"{name}: {NO_DROPOUT}"), "problems": [text]})
+        return value
+
+    @field_validator("normalizer", mode="before")
+    @classmethod
+    def _built(cls, value: Any) -> Any:
+        absent = ABSENT.get(str(value.get("kind"))) if isinstance(value, dict) else None
+        if absent is not None:
+            text = f"{value['kind']} is not built: its rows keep {absent.keeps}. Nearest supported: {absent.nearest}"
+            raise PydanticCustomError("contradiction", "{text}", {"text": f"normalizer: {text}", "problems": [f"normalizer: {text}"]})
         return value
 
     @field_validator("tokens", "key_tokens", mode="before")

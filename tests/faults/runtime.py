@@ -183,7 +183,7 @@ RUNTIME: tuple[Fault, ...] = (
         "attncc/runtime/epilogue.py",
         "else groups.sum(2)",
         "else groups[:, :, 0]",
-        (ORACLE, RANDOM),
+        (ORACLE,),
     ),
     Fault(
         "sinks: what keys and a sink both read gets one gradient",

@@ -185,6 +185,14 @@ def test_bad_fields_are_refused_by_name(name: str) -> None:
         AttentionSpec.model_validate({"tokens": 8, "heads": 1, "head_dim": 4, "normalizer": normalizer})
 
 
+@pytest.mark.parametrize(
+    ("kind", "nearest"), [("entmax", "positive_ratio"), ("differential", "one spec for each branch"), ("linear", "elu_plus_one")]
+)
+def test_rows_of_no_single_walk_are_refused_by_name(kind: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"normalizer: {kind} is not built: its rows keep .* Nearest supported: .*{nearest}"):
+        AttentionSpec.model_validate({"tokens": 8, "heads": 1, "head_dim": 4, "normalizer": {"kind": kind, "alpha": 1.5}})
+
+
 def test_a_table_of_the_mask_may_not_have_the_name_of_a_learned_input() -> None:
     for name, sink in (("sink", "per_head"), ("k_bias", "key_value")):
         with pytest.raises(ValueError, match=f"mask: '{name}' is read as two different tables"):

@@ -83,7 +83,8 @@ def test_float64_forward_and_backward(poisoned: None, small_blocks: None, run: t
     compared = Compared(*run, torch.float64)
     got, want = compared.got(), compared.wanted()
     for name, value in want.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12)
+        size = value.detach().nan_to_num(neginf=0.0).abs().max()  # sums of cubes cancel: what is lost is a share of the largest
+        torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12 * max(1.0, float(size)))
     ours, theirs = gradients(got, compared.leaves), gradients(want, compared.leaves)
     for name, value in theirs.items():
         assert float((ours[name] - value).norm()) <= 1e-9 * max(float(value.norm()), 1.0), name
