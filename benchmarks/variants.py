@@ -57,7 +57,13 @@ SCORES = {
     "temperature, bias by row": lambda rank: (scores.Temperature(), scores.Bias(index=("b", "q"))),
     "dense bias": lambda rank: (scores.DenseBias(per_batch=False),),
     "t5 bias": lambda rank: (scores.T5Bias(),),
-    "expression": lambda rank: (scores.Expression(text="select(k < open[h, q], s, -inf) + exp(-s * s) * weight[k]", integers=("open",)),),
+    "expression": lambda rank: (
+        scores.Expression(
+            text="select(k < open[h, q], s, -inf) + exp(-s * s) * weight[near[h, (q - k) % 64]]",
+            integers=("open",),
+            tables=(masks.Captured(name="near", shape=(4, 64)), masks.Captured(name="weight", shape=(9,), kind="float")),
+        ),
+    ),
     "scale, softcap, bias": lambda rank: (
         scores.Scale(value=0.1),
         scores.Softcap(cap=20.0),

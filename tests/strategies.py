@@ -310,10 +310,15 @@ def neighborhoods(draw: DrawFn, grid: Grid) -> Json:
 _DIVISORS = ("2", "3", "5", "7", "1", "(-3)", "(-1)", "nq", "nk")
 
 
+CAPTURED: list[Json] = [{"name": "captured", "shape": [4, 6], "kind": "int"}]
+
+
 @lru_cache  # here and below: building a strategy costs more than drawing from it
 def predicates(rank: int, shared: bool) -> SearchStrategy[Json]:
     """Predicates over everything that the grammar knows; no divisor is ever 0."""
-    return _conditions(rank, shared).map(lambda text: {"kind": "predicate", "text": text})
+    return _conditions(rank, shared).map(
+        lambda text: {"kind": "predicate", "text": text, "tables": CAPTURED if "captured[" in text else []}
+    )
 
 
 def _conditions(rank: int, shared: bool) -> SearchStrategy[str]:
@@ -343,7 +348,17 @@ def _names(rank: int) -> list[str]:
 
 def _tables(shared: bool) -> list[str]:
     both = ["label[b, q]", "label[b, k]"] if shared else []
-    return ["alpha[b, q]", "beta[b, k]", "gamma[h]", "delta[h, q]", "epsilon[q, k]", "zeta[b]", *both]
+    return [
+        "captured[q % 5, k // 2 - 1]",
+        "captured[h, captured[k % 3, 0]]",
+        "alpha[b, q]",
+        "beta[b, k]",
+        "gamma[h]",
+        "delta[h, q]",
+        "epsilon[q, k]",
+        "zeta[b]",
+        *both,
+    ]
 
 
 def _larger(inner: SearchStrategy[str]) -> SearchStrategy[str]:
@@ -377,13 +392,21 @@ def score_maps(draw: DrawFn, setting: Setting, heads: int) -> list[Json]:
 
 
 EXPRESSIONS: list[Json] = [
-    {"kind": "expression", "text": text, "integers": ["marks_of_keys"] if "marks_of_keys" in text else []}
+    {
+        "kind": "expression",
+        "text": text,
+        "integers": ["marks_of_keys"] if "marks_of_keys" in text else [],
+        "tables": [{"name": "near", "shape": [5, 2], "kind": "float"}, {"name": "codes", "shape": [3], "kind": "int"}]
+        if "near" in text
+        else [],
+    }
     for text in (
         "s * 0.5 + tanh(slope[h]) * float(marks_of_keys[b, k])",
         "select(marks_of_keys[k] < 4, s, s - weight[q] * weight[q])",
         "s * sigmoid(weight[b, q]) - abs(float(q - k)) * 0.125 + 0.0 * float(marks_of_keys[h])",
         "select((q + 2 * k) % 3 == 0, -inf, s) + weight[k]",
         "pow(abs(s) + 0.5, weight[h]) * 0.5 + exp(-s * s)",
+        "s + near[(q + 2 * k) % 5, h] * near[codes[k // 2 % 4], 1] * 0.5",
     )
 ]
 

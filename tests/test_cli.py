@@ -370,11 +370,26 @@ BAD_SPECS = {
                 ({"kind": "expression"}, "text: is missing"),
                 ({"kind": "expression", "text": "s + w[1]"}, "text: table 'w' must be indexed by b, h, q and k alone"),
                 ({"kind": "expression", "text": "q < k"}, "text: a score must be a float, this one is bool"),
+                ({"kind": "expression", "text": "s", "tables": [{"name": "T", "shape": [2]}]}, "tables.0.name: string should match"),
+                ({"kind": "expression", "text": "s", "tables": [{"name": "t", "shape": []}]}, "tables.0.shape: needs at least 1"),
+                ({"kind": "expression", "text": "s", "tables": [{"name": "t", "shape": [2], "kind": "x"}]}, "tables.0.kind: should be"),
+                (
+                    {"kind": "expression", "text": "s + t[q, k]", "tables": [{"name": "t", "shape": [2]}]},
+                    "text: table 't' must be indexed by 1 integers",
+                ),
                 ({"kind": "expression", "text": "s.real"}, "text: Attribute is not allowed"),
                 ({"kind": "expression", "text": "s", "integers": ["t"]}, "integers: the text reads no table 't'"),
             ]
         )
     },
+    "captured by a mask": (
+        {**LINE, "mask": {"kind": "predicate", "text": "t[q + s] < k", "tables": [{"name": "t", "shape": [4]}]}},
+        "mask.text: unknown name 's'",
+    ),
+    "floats in a mask": (
+        {**LINE, "mask": {"kind": "predicate", "text": "t[q] < k", "tables": [{"name": "t", "shape": [4], "kind": "float"}]}},
+        "mask.text: ",
+    ),
     "two axes of buckets": (
         {**LINE, "tokens": [8, 8], "scores": [{"kind": "t5_bias"}]},
         "scores.0.kind: t5_bias is defined on one axis of tokens",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from attncc.ir.expr import Expr, Kind, Op, Table, apply, clamp, const, load, maximum, minimum, select, substitute, tables, var
 from attncc.spec.masks.base import TABLE_NAME
-from attncc.spec.masks.text import read_text
+from attncc.spec.masks.text import Captured, read_text
 from attncc.spec.model import Grid, Part
 
 
@@ -205,12 +206,14 @@ class Expression(ScoreMap):
 
     `name[b, h, q, k]` (each index at most once) reads a run-time float table, which has a gradient, or an integer one where `integers`
     lists the name. `exp log sqrt tanh sigmoid softplus erf relu pow abs min max select float` may be called; `float(q)` is a number.
-    Under a softmax a score of `-inf` masks its pair.
+    Under a softmax a score of `-inf` masks its pair. A table declared in `tables` has the shape given there and may be indexed by any
+    integers.
     """
 
     kind: Literal["expression"] = "expression"
     text: str
     integers: tuple[str, ...] = ()
+    tables: tuple[Captured, ...] = ()
 
     def problems(self, grid: Grid) -> list[str]:
         try:
@@ -225,7 +228,25 @@ class Expression(ScoreMap):
         return substitute(self._read(grid), {"s": s})
 
     def _read(self, grid: Grid) -> Expr:
-        return read_text(self.text, grid, {"s": _S}, lambda name: Kind.INT if name in self.integers else Kind.FLOAT, None)
+        return read_text(self.text, grid, {"s": _S}, lambda name: Kind.INT if name in self.integers else Kind.FLOAT, None, self.tables)
+
+    @classmethod
+    def from_score_mod(cls, mod: Callable[..., Any], **lengths: int) -> tuple[Expression, dict[str, Any]]:
+        """The score map that FlexAttention's `score_mod(score, b, h, q_idx, kv_idx)` computes, read by calling it once with tracers.
+
+        Args:
+            mod: the function, over flattened tokens.
+            lengths: `b=`, `h=`, `q=`, `k=`, how many of an index there are; needed where bits of that index are used.
+
+        Returns:
+            The score map, and by name the tensors that it captured, for every call of its kernel; float ones keep their gradients.
+
+        Raises:
+            UnsupportedError: what the language of specs has not; names the operation.
+        """
+        from attncc.integrations.flex_import import from_score_mod
+
+        return from_score_mod(mod, lengths)
 
 
 _S = var("s", Kind.FLOAT)

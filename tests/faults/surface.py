@@ -10,6 +10,7 @@ FLAT_BRUTE = "tests/test_flex_export.py::test_flat_blocks_are_brute_force"
 FORBIDDEN = "tests/test_cli.py::test_forbidden_predicates"
 SEARCH = "tests/simulator/test_search.py"
 HTML, PAGE = "attncc/simulator/html", "tests/simulator/test_html.py"
+IMPORT = "tests/test_flex_import.py"
 ORACLE = "tests/runtime/test_kernels.py::test_equals_the_oracle_in_float64"
 IMPOSSIBLE = "tests/test_targets.py::test_impossible_files_are_refused"
 
@@ -176,6 +177,34 @@ SURFACE: tuple[Fault, ...] = (
         "torch.where(grad == 0, grad, grad * slope) if _open(formula) else grad * slope",
         "grad * slope",
         ("tests/runtime/test_kernels.py::test_what_a_mask_hides_may_be_infinite",),
+    ),
+    Fault(
+        "captured tables: their first entry never read",
+        "attncc/spec/masks/text.py",
+        "(clamp(i, 0, n - 1) for i, n",
+        "(clamp(i, 1, n - 1) for i, n",
+        (f"{IMPORT}::test_every_mask_of_attn_gym[flamingo]",),
+    ),
+    Fault(
+        "import: >= read as >",
+        "attncc/integrations/flex_import.py",
+        '"ge": _compare(Op.LE, True)',
+        '"ge": _compare(Op.LT, True)',
+        (f"{IMPORT}::test_short_names_are_read_as_people_write_them", f"{IMPORT}::test_random_mods_give_what_flex_attention_gives"),
+    ),
+    Fault(
+        "import: what is reversed taken as it stands",
+        "attncc/integrations/flex_import.py",
+        "name, args = name[1:], args[::-1]",
+        "name = name[1:]",
+        (f"{IMPORT}::test_short_names_are_read_as_people_write_them",),
+    ),
+    Fault(
+        "import: a captured parameter frozen",
+        "attncc/integrations/flex_import.py",
+        "if x.requires_grad else const(",
+        "if False else const(",
+        (f"{IMPORT}::test_captured_tensors_keep_their_gradients",),
     ),
     Fault(
         "scores: full tiles never hold -inf",

@@ -156,8 +156,10 @@ def _expression(step: Spec, s: Tensor, at: Indices, inputs: Inputs) -> Tensor:
             self.name = name
 
         def __getitem__(self, index: Any) -> Tensor:
-            places = torch.broadcast_tensors(*(index if isinstance(index, tuple) else (index,)))
-            return inputs[self.name][tuple(places)].to(s.dtype)
+            places = torch.broadcast_tensors(*map(torch.as_tensor, index if isinstance(index, tuple) else (index,)))
+            table = inputs[self.name]
+            found = table[tuple(place.clamp(0, n - 1) for place, n in zip(places, table.shape, strict=True))]
+            return found.to(s.dtype) if found.is_floating_point() else found.long()
 
     functions = {
         "tanh": torch.tanh,

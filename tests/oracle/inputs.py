@@ -107,9 +107,12 @@ def _float_tables(step: Spec, size: dict[str, int], rng: np.random.Generator) ->
         case "t5_bias":
             return {step.get("table", "t5_bias"): (size["h"], step.get("buckets", 32))}
         case "expression":
+            declared = {t["name"]: t for t in step.get("tables", [])}
             reads = re.findall(r"(\w+)\[([^]]*)\]", step["text"])
-            shapes = {name: [size[i.strip()] for i in index.split(",")] for name, index in reads}
-            whole = {name: torch.from_numpy(rng.integers(0, 9, size=shapes[name])).int() for name in step.get("integers", ())}
+            shapes = {name: [size[i.strip()] for i in index.split(",")] for name, index in reads if name not in declared}
+            shapes |= {name: t["shape"] for name, t in declared.items()}
+            integers = [*step.get("integers", ()), *(name for name, t in declared.items() if t["kind"] == "int")]
+            whole = {name: torch.from_numpy(rng.integers(0, 9, size=shapes[name])).int() for name in integers}
             return {**shapes, **whole}
     return {}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -66,8 +67,10 @@ def table_axes(mask: Spec) -> Iterator[tuple[str, Any]]:
             yield mask["key_ids"], "bk"
     yield from pattern_tables(mask)
     if mask["kind"] == "predicate":
+        declared = {t["name"]: t["shape"] for t in mask.get("tables", [])}
+        yield from ((name, ("counts", *shape)) for name, shape in declared.items())
         for node in ast.walk(ast.parse(mask["text"], mode="eval")):
-            if isinstance(node, ast.Subscript):
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value) not in declared:
                 yield ast.unparse(node.value), "".join(_table_indices(node))
     rules = [rule for row in mask.get("rules", []) for rule in row if rule is not None]
     for part in mask.get("masks", [mask["mask"]] if "mask" in mask else rules):
@@ -200,7 +203,16 @@ def _concatenation(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
     return allowed
 
 
+@dataclass(frozen=True)
+class Anywhere:
+    """A table that any integers index; they are clipped into it."""
+
+    table: np.ndarray
+
+
 def _predicate(mask: Spec, at: Indices, inputs: Inputs) -> np.ndarray:
+    declared = {t["name"]: Anywhere(_table(inputs[t["name"]])) for t in mask.get("tables", [])}
+    inputs = {**inputs, **declared}
     with np.errstate(divide="raise"):
         return np.asarray(_evaluate(ast.parse(mask["text"], mode="eval").body, at, inputs), dtype=bool)
 
@@ -260,6 +272,10 @@ def _leaf(node: ast.expr, at: Indices, inputs: Inputs) -> Any:
             return np.array(number)
         case ast.Name(id=name) if name in at:
             return at[name]
+        case ast.Subscript(value=ast.Name(id=name), slice=index) if isinstance(inputs[name], Anywhere):
+            table = inputs[name].table
+            parts = index.elts if isinstance(index, ast.Tuple) else [index]
+            return table[tuple(np.clip(_evaluate(x, at, inputs), 0, n - 1) for x, n in zip(parts, table.shape, strict=True))]
         case ast.Subscript(value=ast.Name(id=name)):
             return _table(inputs[name])[tuple(at[index] for index in _table_indices(node))]
     raise ValueError(f"not in the predicate grammar: {ast.unparse(node)}")

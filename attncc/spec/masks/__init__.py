@@ -9,7 +9,7 @@ from __future__ import annotations
 from attncc.spec.masks.base import Align, Edge, Pattern, PerAxis
 from attncc.spec.masks.combine import And, Concatenation, Documents, Mask, Not, Or, PerHead
 from attncc.spec.masks.labels import BlockTable, Segments
-from attncc.spec.masks.text import Predicate
+from attncc.spec.masks.text import Captured, Predicate
 from attncc.spec.masks.tokens import Causal, CausalAxes, Full, GlobalTokens, Prefix, PrefixPerSample, Sinks, SlidingWindow, StridedBlocks
 from attncc.spec.masks.windows import Axial, Congruence, Disc, Halo, Neighborhood, Partition, Window, neighborhood_axis
 
@@ -18,6 +18,7 @@ __all__ = [
     "And",
     "Axial",
     "BlockTable",
+    "Captured",
     "Causal",
     "CausalAxes",
     "Concatenation",
