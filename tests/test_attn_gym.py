@@ -154,6 +154,78 @@ def test_sparse_videogen(prompt: int, frames: int, per_frame: int, width: int, s
     same(ours(masks.Predicate(text=temporal), n), gym(theirs.generate_temporal_head_mask_mod(prompt, frames, per_frame, width), n))
 
 
+@given(DOCUMENTS, st.integers(0, 9))
+def test_positions_that_start_over(lengths: list[int], count: int) -> None:
+    """Any mask within documents: theirs counts positions from the start of each, as ours."""
+    offsets, n = length_to_offsets(lengths, "cpu"), sum(lengths)
+    starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)[None]
+    mask = masks.Documents(mask=masks.Predicate(text=f"k <= q or k < {count}"))
+    mod = theirs.generate_doc_mask_mod(theirs.generate_prefix_lm_mask(count), offsets)
+    ends = starts + np.repeat(lengths, lengths)
+    same(ours(mask, n, document_starts=starts, document_ends=ends), gym(mod, n))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(0, 8))
+def test_marked_tokens(is_global: list[bool], window: int) -> None:
+    n, near = len(is_global), min(window, len(is_global))
+    mask = masks.GlobalTokens(labels="marks") | masks.SlidingWindow(left=near, right=near)
+    same(
+        ours(mask, n, marks=np.array(is_global, int)[None]), gym(theirs.generate_global_sliding_window(window, torch.tensor(is_global)), n)
+    )
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.data())
+def test_batches_in_a_row(batches: int, size: int, data: st.DataObject) -> None:
+    """Batchified masks of a shift-free relation are cells of a partition."""
+    from attn_gym.masks.batchify import batchify_mask_mod
+
+    n = batches * size
+    mod = batchify_mask_mod(theirs.causal_mask, size)
+    same(ours(masks.Partition(size=size) & masks.Causal(), n), gym(mod, n))
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+def test_video_sparse_attention(tiles: int, tile: int, data: st.DataObject) -> None:
+    """Chosen tiles are a table of blocks, and padding is what a predicate leaves out."""
+    from attn_gym.masks import vsa
+
+    n, top = tiles * tile, data.draw(st.integers(1, tiles))
+    chosen = [data.draw(st.permutations(range(tiles)))[:top] for _ in range(tiles)]
+    sizes = [data.draw(st.integers(1, tile)) for _ in range(tiles)]
+    table = np.zeros((1, 1, tiles, tiles), int)
+    table[0, 0, np.arange(tiles)[:, None], chosen] = 1
+    real = masks.Predicate(text=f"k % {tile} < sizes[k // {tile}]", tables=(masks.Captured(name="sizes", shape=(tiles,)),))
+    mask = masks.BlockTable(q_block=tile, k_block=tile) & real
+    mod = vsa.generate_vsa_mask_mod(torch.tensor(chosen)[None, None], tile, torch.tensor(sizes))
+    wanted = np.array([[bool(mod(*map(torch.tensor, (0, 0, q, k)))) for k in range(n)] for q in range(n)])
+    same(ours(mask, n, block_table=table, sizes=np.array(sizes)), wanted)
+
+
+@given(st.integers(0, 5), st.lists(st.integers(0, 9), max_size=6))
+def test_trees_of_drafts(prefix: int, parents: list[int]) -> None:
+    """Each node sees the prefix and its ancestors: a table of the tree."""
+    from attn_gym.masks import jetspec
+
+    tree = jetspec.build_tree_ancestor_matrix([-1, *(p % (i + 1) for i, p in enumerate(parents))], "cpu")
+    n = len(tree)
+    text = f"k < {prefix} or k >= {prefix} and tree[q, k - {prefix}] == 1"
+    mask = masks.Predicate(text=text, tables=(masks.Captured(name="tree", shape=(n, n)),))
+    mod = jetspec.generate_jetspec_tree_causal_mask_mod(prefix, tree)
+    same(ours(mask, n, prefix + n, tree=tree.int().numpy()), gym(mod, n, prefix + n))
+
+
+@given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 4))
+def test_training_of_draft_heads(prefix: int, blocks: int, size: int) -> None:
+    from attn_gym.masks import jetspec
+
+    queries, keys = blocks * size, prefix + blocks * size
+    mask = masks.Prefix(length=prefix) | masks.Predicate(
+        text=f"k >= {prefix} and (k - {prefix}) // {size} == q // {size} and k - {prefix} <= q"
+    )
+    mod = jetspec.generate_jetspec_training_mask_mod(prefix, size)
+    same(ours(mask, queries, keys), gym(mod, queries, keys))
+
+
 # ---- neighborhoods -----------------------------------------------------------------------------------------------------------------
 
 
