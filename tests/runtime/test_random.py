@@ -77,7 +77,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(f"attncc.runtime.blocked.{module}.{name}", value)
 
 
-@settings(quiet, max_examples=150)
+@settings(quiet, max_examples=300)
 @given(runs("float64"))
 def test_float64_forward_and_backward(poisoned: None, small_blocks: None, run: tuple[Case, attncc.Kernel]) -> None:
     compared = Compared(*run, torch.float64)
@@ -90,7 +90,7 @@ def test_float64_forward_and_backward(poisoned: None, small_blocks: None, run: t
         assert float((ours[name] - value).norm()) <= 1e-9 * max(float(value.norm()), 1.0), name
 
 
-@settings(quiet, max_examples=100)
+@settings(quiet, max_examples=200)
 @given(runs("float32"))
 def test_float32_forward(poisoned: None, run: tuple[Case, attncc.Kernel]) -> None:
     compared = Compared(*run, torch.float32)
