@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attncc.ir.expr import Expr, Op, nodes, variables
+from attncc.ir.expr import Expr, Op, const, nodes, variables
 from attncc.ir.graph import Graph, GraphOp, source
 from attncc.targets import Target
 
@@ -179,5 +179,7 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     steps = bool(body.find(GraphOp.MAP)) + _long_weight(body)
     words = scores + scores * size // 4 + c.q_rows * value_width + int(scores * comfort(body, target).maps * steps)
     words += scores * _dense_tables(body)
+    if _dense_tables(body) and any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK)):
+        words += scores  # what a partial tile's mask computes lives beside the table's offsets
     words += c.q_rows * key_width * size // 4 if target.matrix in ("mma", "mfma") else 0
     return words // (c.num_warps * target.warp)
