@@ -46,10 +46,10 @@ def entry_name(plan: Plan) -> str:
 def printer_digest() -> str:
     """SHA-256 of the source files that take part in printing."""
     package = Path(__file__).parents[1]
-    files = sorted(path for part in _PRINTS for path in (package / part).glob("*.py"))
+    files = sorted(path for part in _PRINTS for path in (package / part).rglob("*.py"))
     total = hashlib.sha256()
     for path in files:
-        total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()
 
 

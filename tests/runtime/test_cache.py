@@ -92,12 +92,28 @@ def test_the_key_covers_every_file_that_prints() -> None:
     package = Path(cache.__file__).parents[1]
     read = {path.name for part in cache._PRINTS for path in (package / part).iterdir()}
     for part in cache._PRINTS:
-        for path in (package / part).glob("*.py"):
+        for path in (package / part).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attncc."):
                     home = (node.module or "").split(".")[1]
                     assert home in (*cache._PRINTS, "errors", "version", "integrations"), f"{path} imports {node.module}"
     assert "visit.py" in read
+
+
+def test_the_digest_reads_folders_in_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masks of a spec are a package inside `spec`; a change there may print another file."""
+    read: list[Path] = []
+    plain = Path.read_bytes
+
+    def reading(path: Path) -> bytes:
+        read.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    cache.printer_digest.__wrapped__()
+    package = Path(cache.__file__).parents[1]
+    assert {*read} == {path for part in cache._PRINTS for path in (package / part).rglob("*.py")}
+    assert package / "spec" / "masks" / "windows.py" in read
 
 
 def test_rejected_candidates_do_not_change_the_key(plan: Plan) -> None:
