@@ -159,6 +159,8 @@ def to_score_mod(spec: AttentionSpec, tables: Tables = None, lengths: Lengths = 
     """FlexAttention's score_mod of a spec; see `AttentionSpec.to_score_mod`."""
     if spec.normalizer.kind != "softmax":
         raise UnsupportedError(f"normalizer {spec.normalizer.kind} in FlexAttention", "it always takes the softmax of a row", "softmax")
+    if spec.loads:
+        raise UnsupportedError("loads in FlexAttention", "it takes q and k as they are", "none, and q and k normed and rotated beforehand")
     if spec.token_scales:
         raise UnsupportedError("token_scales in FlexAttention", "it loads q, k and v as they are", "none, and q, k and v scaled beforehand")
     if spec.normalizer.sink is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import attncc
 from attncc import AttentionSpec, loads, masks
+from attncc.errors import UnsupportedError
 from tests.oracle import attention
 
 SPEC: dict[str, Any] = {"tokens": (50,), "heads": 4, "key_heads": 2, "head_dim": 32, "dtype": "float32", "mask": masks.Causal()}
@@ -110,3 +111,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_bad_loads_name_the_field(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         AttentionSpec.model_validate({"tokens": [50], "heads": 4, "head_dim": 32, **fields})
+
+
+def test_flex_attention_has_no_loads() -> None:
+    with pytest.raises(UnsupportedError, match=r"loads in FlexAttention.*q and k normed and rotated beforehand"):
+        AttentionSpec(**SPEC, loads=(loads.Rotary(),)).to_score_mod()
