@@ -169,7 +169,8 @@ class LoadedStrip:
             rows = {name: x.narrow(1, start, len(tile.q) * self.row_width) for name, x in self.rows.items()}
             first, columns = (tile.k.start - first_key) // step * self.key_width, len(tile.k) * self.key_width
             parts = self.strip.plan.parts((tile, *self.strip.rest), self.rules.like)
-            count = -(-columns // MAX_KEYS)
+            # Tiles of routed rows are high; pieces half as long keep their scores in a core's own cache.
+            count = -(-columns // (MAX_KEYS if self.strip.tokens is None else MAX_KEYS // 2))
             cuts = [columns * i // count for i in range(count + 1)] if count else []
             yield Block(rows, [self._piece(tile, parts, first, a, b) for a, b in itertools.pairwise(cuts)])
 
