@@ -1,6 +1,6 @@
 """A layer of a language model as an `nn.Module`, trained on real text: gated, head-routed, grouped queries, a sink, a causal window.
 
-Sentences are packed into one sequence, labels keep them apart. Each token sees itself and the 31 before it in its sentence; every head
+Sentences are packed into one sequence, each a document of its own. A token sees itself and the 31 before it in its sentence; every head
 has a sink, so that a token may attend to nothing. Two of eight heads are always on, a router chooses three of the others for each token,
 and the rest are not computed. The layer learns to tell the next token's embedding in all-MiniLM-L6-v2's own vocabulary.
 """
@@ -26,15 +26,18 @@ SPEC = AttentionSpec(
     head_dim=HEAD_DIM,
     dtype="float32",
     loads=(loads.QKNorm(weights=True), loads.Rotary()),
-    mask=masks.SlidingWindow(left=WINDOW - 1, right=0) & masks.Segments(),
+    mask=masks.Documents(mask=masks.SlidingWindow(left=WINDOW - 1, right=0)),
     normalizer=normalizers.Softmax(sink="per_head"),
     routing=routing.MixtureOfHeads(shared=SHARED, top_k=TOP_K),
     gate=gates.Output(activation="sigmoid"),
 )
 
 
+Documents = dict[str, Tensor]
+
+
 class GatedRoutedAttention(nn.Module):
-    """Attention `[B, N, width]` to `[B, N, width]`; `segments` `[B, N]` are int32 labels of the packed documents."""
+    """Attention `[B, N, width]` to `[B, N, width]`; `documents` are the tables of `attncc.document_tables`."""
 
     def __init__(self, width: int, target: str = "auto") -> None:
         super().__init__()
@@ -53,27 +56,28 @@ class GatedRoutedAttention(nn.Module):
         routed = routed * chosen
         return torch.cat([shared, routed / routed.sum(-1, keepdim=True)], -1).transpose(1, 2).contiguous()
 
-    def inputs(self, x: Tensor, segments: Tensor) -> dict[str, Any]:
+    def inputs(self, x: Tensor, documents: Documents) -> dict[str, Any]:
         """What the kernel takes, heads last."""
         by_head = {"q": self.queries(x), "k": self.keys(x), "v": self.values(x), "gate": self.gate(x)}
         tensors = {name: t.unflatten(-1, (-1, HEAD_DIM)) for name, t in by_head.items()}
-        tables = {"segments": segments, "sink": self.sink, "q_norm": self.q_norm, "k_norm": self.k_norm, "routing": self.route(x)}
-        return {**tensors, **tables}
+        tables = {"sink": self.sink, "q_norm": self.q_norm, "k_norm": self.k_norm, "routing": self.route(x)}
+        return {**tensors, **tables, **documents}
 
-    def forward(self, x: Tensor, segments: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents) -> Tensor:
         """The layer's output, by attncc."""
-        rows: Tensor = self.kernel(**self.inputs(x, segments), layout="bshd")
+        rows: Tensor = self.kernel(**self.inputs(x, documents), layout="bshd")
         projected: Tensor = self.out(rows.flatten(2))
         return projected
 
-    def dense(self, x: Tensor, segments: Tensor) -> Tensor:
+    def dense(self, x: Tensor, documents: Documents) -> Tensor:
         """The same by the formulas, every pair of tokens, in plain torch."""
-        t = {name: y.transpose(1, 2) if y.dim() == 4 else y for name, y in self.inputs(x, segments).items()}
+        t = {name: y.transpose(1, 2) if y.dim() == 4 else y for name, y in self.inputs(x, documents).items()}
         q, k = (_turned(_normed(t[n]) * t[f"{n}_norm"]) for n in "qk")
         k, v = (y.repeat_interleave(HEADS // KEY_HEADS, 1) for y in (k, t["v"]))
         place = torch.arange(x.shape[1])
         behind = place[:, None] - place
-        keep = (behind >= 0) & (behind < WINDOW) & (segments[:, None, :, None] == segments[:, None, None])
+        starts = documents["document_starts"]
+        keep = (behind >= 0) & (behind < WINDOW) & (starts[:, None, :, None] == starts[:, None, None])
         scores = (q @ k.mT * HEAD_DIM**-0.5).masked_fill(~keep, -torch.inf)
         sink = t["sink"].view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         weights = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
@@ -94,32 +98,33 @@ def _turned(x: Tensor) -> Tensor:
     return torch.cat([y.real, y.imag], -1)
 
 
-def text(sentences: tuple[str, ...] = SENTENCES) -> tuple[Tensor, Tensor]:
-    """Embeddings `[1, N, width]` of all sentences in one sequence, scaled to variance 1, and the sentence of each token `[1, N]`."""
+def text(sentences: tuple[str, ...] = SENTENCES) -> tuple[Tensor, Documents]:
+    """Embeddings `[1, N, width]` of all sentences in one sequence, scaled to variance 1, and the tables that keep them apart."""
     model, tokenizer = load()
     found = [tokenizer(sentence, return_tensors="pt")["input_ids"][0] for sentence in sentences]
     states = model.embeddings.word_embeddings(torch.cat(found)).detach()
-    labels = torch.repeat_interleave(torch.arange(len(found)), torch.tensor([len(f) for f in found]))
-    return (states / states.std())[None], labels[None].int()
+    ends = torch.tensor([0, *(len(f) for f in found)]).cumsum(0)
+    return (states / states.std())[None], attncc.document_tables(ends, len(states))
 
 
-def loss(layer: GatedRoutedAttention, x: Tensor, segments: Tensor) -> Tensor:
+def loss(layer: GatedRoutedAttention, x: Tensor, documents: Documents) -> Tensor:
     """1 - cosine of what the layer adds up to and the next token of the same sentence, in the mean."""
-    guess = (x + layer(x, segments))[:, :-1]
-    same = segments[:, 1:] == segments[:, :-1]
+    guess = (x + layer(x, documents))[:, :-1]
+    starts = documents["document_starts"]
+    same = starts[:, 1:] == starts[:, :-1]
     return (1 - nn.functional.cosine_similarity(guess, x[:, 1:], dim=-1))[same].mean()
 
 
 def train(steps: int = 30, sentences: tuple[str, ...] = SENTENCES) -> dict[str, float]:
     """Figures of a short training: difference from the dense formulas before and after, first and last loss, share of rows computed."""
     torch.manual_seed(0)
-    x, segments = text(sentences)
+    x, documents = text(sentences)
     layer = GatedRoutedAttention(x.shape[-1])
     optimizer = torch.optim.Adam(layer.parameters(), lr=2e-3)
-    before, losses = difference(layer, x, segments), []
+    before, losses = difference(layer, x, documents), []
     for _ in range(steps):
         optimizer.zero_grad()
-        losses.append(loss(layer, x, segments))
+        losses.append(loss(layer, x, documents))
         losses[-1].backward()
         if missing := [name for name, p in layer.named_parameters() if p.grad is None or not p.grad.any()]:
             raise SystemExit(f"no gradient reached {', '.join(missing)}")
@@ -128,17 +133,17 @@ def train(steps: int = 30, sentences: tuple[str, ...] = SENTENCES) -> dict[str, 
         "tokens": x.shape[1],
         "rows": float((layer.route(x) != 0).float().mean()),
         "before": before,
-        "after": difference(layer, x, segments),
+        "after": difference(layer, x, documents),
         "first": losses[0].item(),
         "last": losses[-1].item(),
     }
 
 
 @torch.no_grad()
-def difference(layer: GatedRoutedAttention, x: Tensor, segments: Tensor) -> float:
+def difference(layer: GatedRoutedAttention, x: Tensor, documents: Documents) -> float:
     """Largest difference from the dense formulas, relative to their largest value."""
-    want = layer.dense(x, segments)
-    return float((layer(x, segments) - want).abs().max() / want.abs().max())
+    want = layer.dense(x, documents)
+    return float((layer(x, documents) - want).abs().max() / want.abs().max())
 
 
 def table(figures: dict[str, float]) -> Table:

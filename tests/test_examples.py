@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import attncc
 from examples import hunyuan
 
 
@@ -52,10 +53,20 @@ def test_the_layer_has_the_gradients_of_its_formulas_and_traces() -> None:
     with torch.no_grad():
         for p in (own.sink, own.q_norm, own.k_norm):
             p.add_(torch.randn_like(p) * 0.3)
-    x, segments = torch.randn(2, 70, 24), torch.arange(70).div(23, rounding_mode="floor").int().expand(2, -1).contiguous()
+    x, documents = torch.randn(2, 70, 24), attncc.document_tables(torch.tensor([[0, 23, 46, 70], [0, 40, 40, 70]]), 70)
     weight = torch.randn(2, 70, 24)
-    ours, theirs = (torch.autograd.grad((f(x, segments) * weight).sum(), list(own.parameters())) for f in (own, own.dense))
+    ours, theirs = (torch.autograd.grad((f(x, documents) * weight).sum(), list(own.parameters())) for f in (own, own.dense))
     for name, a, b in zip(dict(own.named_parameters()), ours, theirs, strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6, name
     compiled = torch.compile(own, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, segments), own(x, segments))
+    torch.testing.assert_close(compiled(x, documents), own(x, documents))
+
+
+def test_the_layer_has_a_kernel_for_gpus() -> None:
+    """Printed and planned without a list of tiles: routed rows find their keys themselves."""
+    pytest.importorskip("transformers")
+    from examples import layer
+
+    kernel = attncc.compile(layer.SPEC, "sm_90")
+    assert kernel.plan.kernels[0].block_mask == "ranges"
+    assert "def attention_1d_softmax_forward" in kernel.source
