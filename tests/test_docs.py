@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,7 +10,7 @@ import pytest
 
 from attncc import gates, loads, masks, normalizers, routing, scores
 from docs.vocabulary.examples import MASKS, SECTIONS
-from docs.vocabulary.page import code, page, picture_name
+from docs.vocabulary.page import code, page, picture_name, plain
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +46,7 @@ def test_every_kind_has_an_example(section: str) -> None:
 def test_the_line_of_python_makes_the_part(section: str, example: Any) -> None:
     names = {"masks": masks, "scores": scores, "normalizers": normalizers, "routing": routing, "gates": gates, "loads": loads}
     assert eval(code(section, example.part), names) == example.part  # noqa: S307 (text of our own)
+    assert type(example.part).model_validate_json(json.dumps(plain(example.part))) == example.part
     assert (type(example.part).__doc__ or "").strip(), "what it means is not said"
 
 

@@ -42,11 +42,19 @@ def entry(section: str, example: Example) -> str:
     """One kind: signature, what its docstring says, the example as Python and JSON, and the picture of a mask."""
     name = type(example.part).__name__
     picture = f"![{name}](pictures/{picture_name(example)})\n" if section == "masks" else ""
-    data = json.dumps(example.part.model_dump(mode="json", exclude_defaults=True) | {"kind": example.part.kind})
+    data = json.dumps(plain(example.part))
     return (
         f"### {name}\n\n`{signature(type(example.part))}`\n\n{inspect.cleandoc(type(example.part).__doc__ or '')}\n\n"
         f"```python\n{code(section, example.part)}\n```\n```json\n{data}\n```\n{picture}"
     )
+
+
+def plain(value: Any) -> Any:
+    """A part as JSON data: its kind, and the fields that it was given."""
+    if isinstance(value, BaseModel):
+        names = [name for name in type(value).model_fields if name in value.model_fields_set and name != "kind"]
+        return {"kind": value.kind} | {name: plain(getattr(value, name)) for name in names}  # type: ignore[attr-defined]
+    return [plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def picture_name(example: Example) -> str:
