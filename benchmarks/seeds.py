@@ -3,8 +3,7 @@
 python -m benchmarks.seeds
 
 `seeds.json` has a record for each figure. Where our number is another than theirs, `why` says what the difference is made of; where
-a configuration is not published or not a spec, `gap` says so and nothing is computed. "Catalogue" in a source means the notes, in four
-files, that attncc's designers took of these systems' papers and code; what those notes do not confirm is marked.
+a configuration is not published or not a spec, `gap` says so and nothing is computed.
 """
 
 from __future__ import annotations
