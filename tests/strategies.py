@@ -256,13 +256,14 @@ def _cut(draw: DrawFn, tokens: int) -> list[list[int]]:
 
 
 def _rules(query: Grid, key: Grid) -> SearchStrategy[Json]:
-    """Masks between two grids, without tables."""
+    """Masks between two grids, without tables; of different rank they meet as flat tokens, and are never one grid."""
+    shared = query == key
     if len(query) != len(key):
         query, key = (math.prod(query),), (math.prod(key),)
     align = st.sampled_from(ALIGNMENTS)
     flat: SearchStrategy[Json] = st.just({"kind": "full"}) | st.fixed_dictionaries({"kind": st.just("causal"), "align": align})
-    near = [neighborhoods(query)] if query == key else []
-    return st.one_of([flat, *near, *_grid_patterns(Setting(query, key, query == key))])
+    near = [neighborhoods(query)] if shared else []
+    return st.one_of([flat, *near, *_grid_patterns(Setting(query, key, shared))])
 
 
 def packed(shared: bool) -> SearchStrategy[Json]:

@@ -153,6 +153,9 @@ CASES: dict[str, tuple[Json, list[int]]] = {
              scores=[{"kind": "alibi", "slopes": None, "trainable": True}], routing={"kind": "relu", "shared": 0}),
         [],
     ),
+    "routed, over its keys": (
+        spec([70], normalizer={"kind": "relu", "divisor": "allowed"}, mask=CAUSAL, heads=4, routing={"kind": "relu", "shared": 1}), [],
+    ),
     "head scale": (spec([40], mask=CAUSAL, heads=4, gate=GATE, routing={"kind": "head_scale", "per_batch": True}), []),
     "head mask": (spec([40], mask=CAUSAL, heads=4, outputs=WITH_LSE, routing={"kind": "head_mask", "per_batch": False}), []),
     "token scales": (

@@ -26,6 +26,11 @@ class Part(NamedTuple):
     stop: int
     mask: Tensor
 
+    @property
+    def hidden(self) -> Tensor:
+        """True where masked."""
+        return self.mask if self.mask.dtype is torch.bool else self.mask < 0
+
 
 class Piece(NamedTuple):
     """Some keys of a block: k [Mk, L, D], v [Mv, L, Dv], masked columns, positions; in backward the sums to add to."""
@@ -144,21 +149,19 @@ def _masked(rules: Rules, x: Tensor, piece: Piece) -> Tensor:
 def _keys(s: Tensor, piece: Piece) -> Tensor:
     """How many keys of the piece each row sees, [*lead, rows, 1]."""
     count = s.new_full((*s.shape[:-1], 1), s.shape[-1])
-    for _, _, mask in piece.parts:
-        count -= (mask < 0).sum(-1, keepdim=True)
+    for part in piece.parts:
+        count -= part.hidden.sum(-1, keepdim=True)
     return count
 
 
 def _mask(rules: Rules, s: Tensor, piece: Piece, value: float) -> None:
     """Put -inf, or another `value`, where the mask says so. A NaN or infinite score has to be replaced."""
-    for start, stop, mask in piece.parts:
-        part = s[..., start:stop]
-        if mask.dtype is torch.bool:
-            part.masked_fill_(mask, value)
-        elif rules.finite and value == -math.inf:
-            part.add_(mask)
+    for part in piece.parts:
+        scores = s[..., part.start : part.stop]
+        if part.mask.dtype is not torch.bool and rules.finite and value == -math.inf:
+            scores.add_(part.mask)
         else:
-            part.masked_fill_(mask < 0, value)
+            scores.masked_fill_(part.hidden, value)
 
 
 def attend_backward(rules: Rules, block: Block, sums: TableSums) -> None:
