@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from attncc import simulate
+from attncc.simulator.html import page
 from examples import hunyuan, layer, minilm
 
 
@@ -20,25 +22,17 @@ def main() -> None:
     layer.main()
     console.rule("a video grid with neighborhood attention")
     hunyuan.main(hunyuan.FOLDER)
-    picture()
-    report()
+    picture_and_page()
     console.rule("files")
     for path in sorted(hunyuan.FOLDER.iterdir()):
         console.print(f"  {path}")
 
 
-def picture() -> None:
-    """The mask and the block mask of the video grid."""
-    from attncc.simulator.pictures.mask import draw
-
-    draw(hunyuan.VIDEO, hunyuan.FOLDER / "mask.png", hunyuan.TILE, hunyuan.TILE)
-
-
-def report() -> None:
-    """The page of the video grid, as `attncc report` writes it."""
-    from attncc.simulator.html import page
-
-    (hunyuan.FOLDER / "report.html").write_text(page(hunyuan.VIDEO, "h100", hunyuan.TILE, hunyuan.TILE), encoding="utf-8")
+def picture_and_page() -> None:
+    """The mask and the block mask of the video grid, and the page that `attncc report` writes."""
+    report = simulate(hunyuan.VIDEO, "h100", hunyuan.TILE, hunyuan.TILE)
+    report.plot(hunyuan.FOLDER / "mask.png")
+    (hunyuan.FOLDER / "report.html").write_text(page(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def explain(
     with working("planning"):
         explanation = explained(the, target, q_tile, k_tile, lengths, given)
     if picture is not None:
-        _draw(the, explanation.plan, picture, lengths, given, head, query)
+        _draw(the, explanation, picture, lengths, given, head, query)
     if as_json:
         print_json({**explanation.to_data(), "picture": picture and str(picture)})
         return
@@ -124,15 +124,15 @@ def _specialization(kernel: KernelPlan, target: str) -> dict[str, Any]:
     return {"kernel": kernel.name, "recompiles": recompiles, "never": [name for name, _ in printer.scalars]}
 
 
-def _draw(spec: AttentionSpec, plan: Plan, path: Path, lengths: Any, tables: dict[str, Any], head: int, query: Any) -> None:
-    from attncc.simulator.pictures.mask import draw
-
+def _draw(spec: AttentionSpec, explanation: Explanation, path: Path, lengths: Any, tables: dict[str, Any], head: int, query: Any) -> None:
     if query is not None and not str(query).isdecimal():
         raise typer.BadParameter(f"--query {query!r} is no token index")
-    kernel = plan.kernels[0]
+    kernel = explanation.plan.kernels[0]
     with working("drawing"):
         chosen = None if query is None else int(query)
-        draw(spec, path, kernel.q_tile, kernel.k_tile, lengths=lengths, tables=tables, head=head, query=chosen)
+        # Without a report something is missing, and the simulator says what.
+        report = explanation.report or run_simulation(spec, "cpu", kernel.q_tile, kernel.k_tile, lengths=lengths, tables=tables)
+        report.plot(path, tables=tables, head=head, query=chosen)
 
 
 # ---- printing ------------------------------------------------------------------------------------------------------------------

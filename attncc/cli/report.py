@@ -40,13 +40,14 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Writes a page: levels, block mask to zoom into, where the time goes, pictures, graph, plan, rejected candidates."""
+    from attncc.simulator import simulate
     from attncc.simulator.html import page
     from attncc.simulator.measured import read_measured
 
     the, given = the_spec(spec), the_tables(tables)
     measured = read_measured(results) if results is not None else []
     with working("drawing"):
-        text = page(the, target, q_tile, k_tile, lengths=lengths, tables=given, measured=measured)
+        text = page(simulate(the, target, q_tile, k_tile, lengths=lengths, tables=given), tables=given, measured=measured)
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:

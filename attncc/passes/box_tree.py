@@ -7,7 +7,7 @@ the rest is evaluated element by element, in chunks, within a budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -23,6 +23,7 @@ from attncc.ir.values import evaluate, evaluate_all, range_tables
 from attncc.passes.tiles import Tiling, class_lengths
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 CHUNK = 1 << 21
 """Elements of a mask evaluated at once."""
 
@@ -44,6 +45,11 @@ class Boxes:
     def sizes(self) -> Ints:
         """Tiles in each box."""
         return np.asarray((self.high - self.low + 1).prod(axis=1), dtype=np.int64)
+
+    def chunks(self, step: int) -> Iterator[Boxes]:
+        """The boxes, `step` at a time (at least one)."""
+        for begin in range(0, len(self), max(1, step)):
+            yield self[begin : begin + max(1, step)]
 
 
 @dataclass(frozen=True)
@@ -87,17 +93,9 @@ class TileClassifier:
 
     def classify(self, budget: int = 1 << 30) -> Classified:
         """Every non-empty tile; at most `budget` mask elements are evaluated one by one, what is left then counts as partial."""
-        full, single = [], []
-        boxes = self._roots()
-        while len(boxes):
-            surely, possibly = self._decide(boxes)
-            full.append(boxes[surely])
-            boxes = boxes[possibly & ~surely]
-            ones = boxes.sizes() == 1
-            single.append(boxes[ones])
-            boxes = halved(boxes[~ones])
-        partial, more_full, exact = self._resolve(joined(single), budget)
-        return Classified(joined([*full, more_full]), partial, exact)
+        full, single = descend(self._roots(), self._decide)
+        partial, more_full, exact = self._resolve(single, budget)
+        return Classified(joined([full, more_full]), partial, exact)
 
     def _roots(self) -> Boxes:
         """All tiles of every owner; a class shorter than the longest has fewer query tiles, or none."""
@@ -119,7 +117,7 @@ class TileClassifier:
     def _env(self, owner: Ints) -> dict[str, Any]:
         return {**self.tables, **{name: column[owner] for name, column in self.columns.items()}}
 
-    def _decide(self, boxes: Boxes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def _decide(self, boxes: Boxes) -> tuple[Bools, Bools]:
         low, high = self._corners(boxes)
         env = self._env(boxes.owner)
         for i, name in enumerate(self._names()):
@@ -141,7 +139,7 @@ class TileClassifier:
         partial = joined([tiles[~open_], exact[any_true & ~all_true], left[affordable:]])
         return partial, exact[all_true], len(left) <= affordable
 
-    def _sampled(self, tiles: Boxes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def _sampled(self, tiles: Boxes) -> tuple[Bools, Bools]:
         low, high = self._corners(tiles)
         some, every = np.zeros(len(tiles), bool), np.ones(len(tiles), bool)
         sides = [tuple(ends) for ends in product((0, 2), repeat=low.shape[1])] + [(1,) * low.shape[1]]
@@ -153,19 +151,14 @@ class TileClassifier:
             some, every = some | value, every & value
         return some, every
 
-    def evaluate(self, tiles: Boxes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], Ints]:
+    def evaluate(self, tiles: Boxes) -> tuple[Bools, Bools, Ints]:
         """(any, all, count) of the predicate over every single tile, element by element; rows beyond the grid do not count."""
         results = [(np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, np.int64))]
-        results += [self._evaluated(chunk) for chunk in self._chunks(tiles)]
+        results += [self._evaluated(chunk) for chunk in tiles.chunks(CHUNK // (prod(self.tiling.q_tile) * prod(self.tiling.k_tile)))]
         some, every, count = (np.concatenate(column) for column in zip(*results))
         return some, every, count
 
-    def _chunks(self, tiles: Boxes) -> Iterator[Boxes]:
-        step = max(1, CHUNK // (prod(self.tiling.q_tile) * prod(self.tiling.k_tile)))
-        for begin in range(0, len(tiles), step):
-            yield tiles[begin : begin + step]
-
-    def _evaluated(self, tiles: Boxes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], Ints]:
+    def _evaluated(self, tiles: Boxes) -> tuple[Bools, Bools, Ints]:
         rank, n = self.tiling.rank, len(tiles)
         sizes = (*self.tiling.q_tile, *self.tiling.k_tile)
         env = {name: c.reshape(n, *[1] * len(sizes)) for name, c in self._env(tiles.owner).items() if name in self.columns}
@@ -182,7 +175,20 @@ class TileClassifier:
         return inside.any(axis=1), (value | ~on_grid).all(axis=1), inside.sum(axis=1)
 
 
-def halved(boxes: Boxes) -> Boxes:
+def descend(boxes: Boxes, decide: Callable[[Boxes], tuple[Bools, Bools]]) -> tuple[Boxes, Boxes]:
+    """Full boxes, and the single tiles left open; `decide` says (surely, possibly) of boxes, which are halved until it knows."""
+    full, single = [boxes[:0]], [boxes[:0]]
+    while len(boxes):
+        surely, possibly = decide(boxes)
+        full.append(boxes[surely])
+        boxes = boxes[possibly & ~surely]
+        ones = boxes.sizes() == 1
+        single.append(boxes[ones])
+        boxes = _halved(boxes[~ones])
+    return joined(full), joined(single)
+
+
+def _halved(boxes: Boxes) -> Boxes:
     """Every box cut in two along its longest side."""
     if not len(boxes):
         return boxes

@@ -13,18 +13,15 @@ from math import prod
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from attncc.ir.expr import Expr, const, substitute, tables, var, variables
 from attncc.ir.intervals import interval
 from attncc.ir.values import evaluate, evaluate_all, range_tables
 from attncc.passes.block_mask import BlockMask
-from attncc.passes.box_tree import CHUNK, Boxes, Classified, halved, joined
+from attncc.passes.box_tree import CHUNK, Bools, Boxes, Classified, Ints, descend, joined
 from attncc.passes.order import conjuncts
 from attncc.passes.tiles import BoundMask, Shape, Tiling
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 Run = tuple[Ints, Ints, Bools]  # first token, token behind the last, whether the grid ends inside
 Corners = tuple[list[Ints], list[Ints]]  # first and last coordinate on each axis
 LONGEST = 4096
@@ -156,23 +153,16 @@ class Blocks:
 
     def classify(self, budget: int = 1 << 30) -> Classified:
         """Every non-empty block; at most `budget` pairs are evaluated one by one, blocks left then count as partial."""
-        full, single = [], []
         low = np.zeros((self.owners, 2), np.int64)
-        boxes = Boxes(low, low + (np.array([*self.tiling.q_tiles, *self.tiling.k_tiles]) - 1), np.arange(self.owners))
-        while len(boxes):
-            surely, possibly = self._around(boxes)
-            full.append(boxes[surely])
-            boxes = boxes[possibly & ~surely]
-            ones = boxes.sizes() == 1
-            single.append(boxes[ones])
-            boxes = halved(boxes[~ones])
-        decided = [self._decided(chunk) for chunk in _chunks(joined([*single, boxes]), CHUNK // LATTICE**2)]
-        every, partial, left = (joined([boxes, *(parts[i] for parts in decided)]) for i in range(3))
+        roots = Boxes(low, low + (np.array([*self.tiling.q_tiles, *self.tiling.k_tiles]) - 1), np.arange(self.owners))
+        full, single = descend(roots, self._around)
+        decided = [self._decided(chunk) for chunk in single.chunks(CHUNK // LATTICE**2)]
+        every, partial, left = (joined([single[:0], *(parts[i] for parts in decided)]) for i in range(3))
         affordable = budget // prod(self.sides)
         any_true, all_true = self._evaluated(left[:affordable])
         mixed = left[:affordable][any_true & ~all_true]
-        full += [every, left[:affordable][all_true]]
-        return Classified(joined(full), joined([partial, mixed, left[affordable:]]), len(left) <= affordable)
+        full, partial = joined([full, every, left[:affordable][all_true]]), joined([partial, mixed, left[affordable:]])
+        return Classified(full, partial, len(left) <= affordable)
 
     def _runs(self, boxes: Boxes) -> tuple[Run, Run]:
         """Tokens of every box, of queries and of keys."""
@@ -224,7 +214,7 @@ class Blocks:
     def _evaluated(self, blocks: Boxes) -> tuple[Bools, Bools]:
         """(any, all) over every pair of blocks; missing keys are not allowed, missing queries do not count."""
         results: list[tuple[Any, Any]] = [(np.zeros(0, bool), np.zeros(0, bool))]
-        for chunk in _chunks(blocks, max(1, CHUNK // prod(self.sides))):
+        for chunk in blocks.chunks(CHUNK // prod(self.sides)):
             (q_first, q_stop, _), (k_first, k_stop, missing) = self._runs(chunk)
             tokens = [
                 np.minimum(first[:, None] + np.arange(side), stop[:, None] - 1)
@@ -239,11 +229,6 @@ class Blocks:
         query = [x[:, :, None] for x in _coordinates(tokens[0], self.grids[0])]
         key = [x[:, None, :] for x in _coordinates(tokens[1], self.grids[1])]
         return self.decider.pairs(blocks.owner, query, key)
-
-
-def _chunks(boxes: Boxes, step: int) -> Iterator[Boxes]:
-    for begin in range(0, len(boxes), step):
-        yield boxes[begin : begin + step]
 
 
 # ---- runs of tokens ------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attncc import AttentionSpec
-from attncc.simulator.pictures.scene import Scene, make_scene
+from attncc import AttentionSpec, simulate
+from attncc.simulator.pictures.scene import Scene
 from attncc.simulator.pictures.style import EMPTY, FULL, INK, QUERY
 from docs.vocabulary.examples import Example
 
@@ -33,7 +33,8 @@ def scenes(example: Example) -> list[Scene]:
     """The scene of each head."""
     spec = AttentionSpec(tokens=example.tokens, heads=HEADS, head_dim=16, mask=example.part)
     tile = (1,) * len(example.tokens)
-    return [make_scene(spec, tile, tile, tables=example.tables, head=h) for h in range(HEADS)]
+    report = simulate(spec, "cpu", tile, tile, tables=example.tables)
+    return [Scene.of(report, example.tables, head=h) for h in range(HEADS)]
 
 
 def _panels(example: Example) -> list[tuple[str, npt.NDArray[np.int8]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from attncc import AttentionSpec
+from attncc import AttentionSpec, simulate
 from attncc.simulator.html import page
 
 pytest.importorskip("matplotlib")
@@ -57,7 +57,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(page(HEADS, "h100", (64,), (64,)), encoding="utf-8")
+    path.write_text(page(simulate(HEADS, "h100", (64,), (64,))), encoding="utf-8")
     return path
 
 

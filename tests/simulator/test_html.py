@@ -17,7 +17,7 @@ import attncc
 from attncc import AttentionSpec, simulate
 from attncc.cli.app import app
 from attncc.simulator.html import page
-from attncc.simulator.pictures.scene import classes_apart, make_scene
+from attncc.simulator.pictures.scene import Scene, classes_apart
 
 pytest.importorskip("matplotlib")
 GNA: dict[str, Any] = {"kind": "neighborhood", "window": [18, 24, 24], "stride": [16, 8, 8]}
@@ -57,7 +57,7 @@ class Elements(HTMLParser):
 
 @pytest.fixture(scope="module")
 def video() -> str:
-    return page(a_spec(GNA, [30, 48, 80], head_dim=128), "h100", (4, 8, 4), (4, 8, 4))
+    return page(simulate(a_spec(GNA, [30, 48, 80], head_dim=128), "h100", (4, 8, 4), (4, 8, 4)))
 
 
 def test_the_page_is_whole_and_refers_to_nothing_outside(video: str) -> None:
@@ -102,8 +102,8 @@ def _cells(text: str) -> list[np.ndarray[Any, Any]]:
 def test_cells_are_the_block_mask() -> None:
     """Of every head: the second one sees less."""
     spec = a_spec({"kind": "predicate", "text": "k <= q - 37 * h"}, [150])
-    heads = _cells(page(spec, "h100", (16,), (16,)))
-    mask = make_scene(spec, (16,), (16,)).mask
+    heads = _cells(page(simulate(spec, "h100", (16,), (16,))))
+    mask = Scene.of(simulate(spec, "cpu", (16,), (16,))).mask
     assert len(heads) == 2 and heads[0].shape == (10, 10)
     for cells, kinds in zip(heads, mask.to_dense()[0]):
         assert np.array_equal(cells, classes_apart(kinds, mask))
@@ -113,7 +113,8 @@ def test_cells_are_the_block_mask() -> None:
 def test_text_of_a_spec_is_text() -> None:
     """What a spec says by name or in a predicate never becomes markup."""
     spec = a_spec({"kind": "predicate", "text": "(k<=q)and(q<b_script[k]+1000)"}, [150])
-    text = page(spec, "h100", (16,), (16,), tables={"b_script": np.zeros(150, np.int64)})
+    tables = {"b_script": np.zeros(150, np.int64)}
+    text = page(simulate(spec, "h100", (16,), (16,), tables=tables), tables=tables)
     elements = Elements(text)
     assert not elements.wrong and not elements.open
     assert "(k&lt;=q)and(q&lt;b_script[k]+1000)" in text and "q<b_script" not in text
@@ -138,18 +139,18 @@ def test_a_target_of_ones_own_is_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tokens", [[1], [7], [3, 5], [2, 2, 2]])
 def test_small_grids(tokens: list[int]) -> None:
-    text = page(a_spec({"kind": "full"}, tokens), "h100")
+    text = page(simulate(a_spec({"kind": "full"}, tokens), "h100"))
     assert not Elements(text).wrong
 
 
 def test_an_architecture_has_no_times_and_says_so() -> None:
-    text = page(a_spec({"kind": "causal"}, [512]), "sm_90")
+    text = page(simulate(a_spec({"kind": "causal"}, [512]), "sm_90"))
     assert "architecture" in text and not Elements(text).wrong
 
 
 def test_lengths_at_run_time() -> None:
     spec = AttentionSpec.model_validate({"tokens": [None], "heads": 2, "head_dim": 64, "mask": {"kind": "causal"}})
-    assert "1,000" in page(spec, "h100", lengths=(1000,))
+    assert "1,000" in page(simulate(spec, "h100", lengths=(1000,)))
 
 
 @pytest.mark.parametrize(

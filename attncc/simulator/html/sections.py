@@ -10,18 +10,14 @@ from typing import Any
 
 from attncc import pipeline
 from attncc.errors import InputError, UnsupportedError
-from attncc.passes.given import Lengths
 from attncc.passes.plan import KernelPlan, Plan
-from attncc.passes.tiles import Shape
 from attncc.simulator.html.cells import Cells
 from attncc.simulator.html.drawing import bars, graph_svg, inline
-from attncc.simulator.levels import simulate
 from attncc.simulator.measured import Measured
 from attncc.simulator.pictures import plot
-from attncc.simulator.pictures.scene import make_scene
+from attncc.simulator.pictures.scene import Scene
 from attncc.simulator.predict import LIMITS
 from attncc.simulator.report import Kind, SpeedupReport
-from attncc.spec.attention import AttentionSpec
 
 PICTURES: dict[Kind, str] = {
     "window": "What one query sees",
@@ -43,23 +39,13 @@ class Story:
     measured: Sequence[Measured]
 
     @staticmethod
-    def of(
-        spec: AttentionSpec,
-        target: str,
-        q_tile: Shape | None,
-        k_tile: Shape | None,
-        lengths: Lengths,
-        tables: Mapping[str, Any] | None,
-        measured: Sequence[Measured],
-    ) -> Story:
-        """Simulated and planned. A tile that fits no kernel has bounds; the plan is then the default one."""
-        report = simulate(spec, target, q_tile, k_tile, lengths=lengths, tables=tables)
+    def of(report: SpeedupReport, tables: Mapping[str, Any] | None, measured: Sequence[Measured]) -> Story:
+        """The report and its plan. A tile that fits no kernel has bounds; the plan is then the default one."""
         try:
-            plan = pipeline.plan(spec, target, report.q_tile, report.k_tile)
+            plan = pipeline.plan(report.spec, report.target, report.q_tile, report.k_tile)
         except UnsupportedError:
-            plan = pipeline.plan(spec, target)
-        scene = make_scene(spec, report.q_tile, report.k_tile, lengths, tables)
-        return Story(report, plan, Cells.of(scene), tables, measured)
+            plan = pipeline.plan(report.spec, report.target)
+        return Story(report, plan, Cells.of(Scene.of(report, tables)), tables, measured)
 
 
 def sections(story: Story) -> dict[str, str]:

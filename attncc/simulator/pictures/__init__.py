@@ -11,7 +11,7 @@ from attncc.simulator.measured import Measured
 from attncc.simulator.pictures.curves import curves_figure
 from attncc.simulator.pictures.mask import mask_figure
 from attncc.simulator.pictures.roofline import roofline_figure
-from attncc.simulator.pictures.scene import make_scene
+from attncc.simulator.pictures.scene import Scene
 from attncc.simulator.pictures.style import check_suffix, save
 from attncc.simulator.pictures.timeline import timeline_figure
 from attncc.simulator.pictures.window import window_figure
@@ -37,7 +37,7 @@ def plot(
     if path is not None:
         check_suffix(Path(path))
     if kind in ("mask", "window"):
-        scene = make_scene(report.spec, report.q_tile, report.k_tile, report.lengths, tables, head, query)
+        scene = Scene.of(report, tables, head, query)
         figure = mask_figure(scene) if kind == "mask" else window_figure(scene)
     elif kind == "curves":
         figure = curves_figure(report, tables, measured)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attncc.passes.given import Lengths
-from attncc.passes.tiles import Shape
-from attncc.simulator.pictures.scene import Scene, classes_apart, coarse, make_scene, rows_of, words
+from attncc.simulator.pictures.scene import Scene, classes_apart, coarse, rows_of, words
 from attncc.simulator.pictures.style import (
     EMPTY,
     FULL,
@@ -21,51 +17,15 @@ from attncc.simulator.pictures.style import (
     QUERY,
     WASTED,
     bare,
-    check_suffix,
     colors,
     new_figure,
-    save,
 )
 from attncc.simulator.pictures.window import draw_window, tile_lines
 from attncc.simulator.report import SpeedupReport
-from attncc.spec.attention import AttentionSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def draw(
-    spec: AttentionSpec,
-    path: Path,
-    q_tile: Shape,
-    k_tile: Shape,
-    *,
-    lengths: Lengths = None,
-    tables: Mapping[str, Any] | None = None,
-    head: int = 0,
-    query: int | None = None,
-) -> None:
-    """Draws a mask and its block mask into a file.
-
-    On one axis: all pairs, and all tiles. On more: the keys that one query sees, with the tiles that its tile visits, and all tiles.
-
-    Args:
-        spec: whose mask is drawn.
-        path: a .png, .svg or .pdf file, overwritten.
-        q_tile: tokens of a query tile by axis.
-        k_tile: the same of a key tile.
-        lengths: tokens of each axis that the spec leaves open.
-        tables: integer tables that the mask reads, by name; their first batch element is drawn.
-        head: which head, where they differ.
-        query: the flattened index of the query; default: the middle of the grid.
-
-    Raises:
-        UnsupportedError: matplotlib is not installed.
-        InputError: a head or query that does not exist, a file name without a known suffix, a file that cannot be written.
-    """
-    check_suffix(path)
-    save(mask_figure(make_scene(spec, q_tile, k_tile, lengths, tables, head, query)), path)
 
 
 def mask_figure(scene: Scene) -> Figure:
@@ -90,7 +50,7 @@ def _compose(figure: Figure, scene: Scene) -> None:
 def _headline(scene: Scene) -> str:
     grid = " × ".join(f"{n:,}" for n in scene.report.tokens)
     head = f", head {scene.head}" if scene.mask.heads > 1 else ""
-    return f"{words(scene.spec.mask)} mask, {grid} tokens{head}"
+    return f"{words(scene.report.spec.mask)} mask, {grid} tokens{head}"
 
 
 def _subline(r: SpeedupReport) -> str:

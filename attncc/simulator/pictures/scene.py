@@ -1,4 +1,4 @@
-"""What a picture is drawn of: a spec over known lengths, its tiles, one head and one query."""
+"""What a picture is drawn of: a report's mask and tiles, one head and one query."""
 
 from __future__ import annotations
 
@@ -14,25 +14,39 @@ import numpy.typing as npt
 from attncc.errors import InputError
 from attncc.ir.values import evaluate
 from attncc.passes.block_mask import BlockMask
-from attncc.passes.given import Lengths, known_grid, known_tables
+from attncc.passes.given import known_tables
 from attncc.passes.tiles import Shape, unflatten
 from attncc.simulator.bounds import classify
-from attncc.simulator.levels import simulate
 from attncc.simulator.pictures.style import MOST_CELLS
 from attncc.simulator.report import SpeedupReport
-from attncc.spec.attention import AttentionSpec
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn: a spec over known lengths, its tiles, and one head and query of it."""
+    """What is drawn: a report's mask and tiles, the tables that the mask reads, and one head and query."""
 
-    spec: AttentionSpec
     report: SpeedupReport
     tables: Mapping[str, Any]
-    lengths: Lengths
     head: int
     query: int
+
+    @staticmethod
+    def of(report: SpeedupReport, tables: Mapping[str, Any] | None = None, head: int = 0, query: int | None = None) -> Scene:
+        """The scene of a report, whose tables are checked again; by default of the query in the middle.
+
+        Raises:
+            InputError: a head or query that does not exist, missing tables.
+        """
+        spec, grid = report.spec, report.tokens
+        if not 0 <= head < spec.heads:
+            raise InputError("head", f"{head} is none of the {spec.heads} heads")
+        if query is None:
+            query = int(np.ravel_multi_index([n // 2 for n in grid], grid))
+        if not 0 <= query < prod(grid):
+            raise InputError("query", f"{query} is none of the {prod(grid)} tokens")
+        sizes = {"H": spec.heads, "NQ": prod(grid), "NK": prod(report.key_tokens)}
+        known, _ = known_tables(spec.predicate, tables, sizes)
+        return Scene(report, known, head, query)
 
     @property
     def rank(self) -> int:
@@ -47,8 +61,11 @@ class Scene:
     @cached_property
     def mask(self) -> BlockMask:
         """The block mask of the report's tiles."""
-        r = self.report
-        return classify(self.spec, r.q_tile, r.k_tile, self.lengths, self.tables)
+        return self.cut(self.report.q_tile, self.report.k_tile)
+
+    def cut(self, q_tile: Shape, k_tile: Shape) -> BlockMask:
+        """The block mask of other tiles."""
+        return classify(self.report.spec, q_tile, k_tile, self.report.lengths, self.tables)
 
     def allowed(self, queries: npt.NDArray[np.int64], keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Whether queries see keys, flattened indices that broadcast."""
@@ -57,36 +74,8 @@ class Scene:
             for a in reversed(range(self.rank)):
                 env |= {f"{side}{a}": index % lengths[a], f"n{side}{a}": lengths[a]}
                 index = index // lengths[a]
-        value = evaluate(self.spec.predicate, env)
+        value = evaluate(self.report.spec.predicate, env)
         return np.broadcast_to(value, np.broadcast_shapes(queries.shape, keys.shape))
-
-
-def make_scene(
-    spec: AttentionSpec,
-    q_tile: Shape,
-    k_tile: Shape,
-    lengths: Lengths = None,
-    tables: Mapping[str, Any] | None = None,
-    head: int = 0,
-    query: int | None = None,
-) -> Scene:
-    """What is to be drawn.
-
-    Raises:
-        InputError: a head or query that does not exist, missing lengths or tables.
-    """
-    if not 0 <= head < spec.heads:
-        raise InputError("head", f"{head} is none of the {spec.heads} heads")
-    grid, key = known_grid(spec, lengths)
-    if query is None:
-        middle = [n // 2 for n in grid]
-        query = int(np.ravel_multi_index(middle, grid))
-    if not 0 <= query < prod(grid):
-        raise InputError("query", f"{query} is none of the {prod(grid)} tokens")
-    sizes = {"H": spec.heads, "NQ": prod(grid), "NK": prod(key)}
-    known, _ = known_tables(spec.predicate, tables, sizes)
-    report = simulate(spec, "cpu", q_tile, k_tile, lengths=lengths, tables=known)
-    return Scene(spec, report, known, lengths, head, query)
 
 
 def words(mask: Any, longest: int = 60) -> str:
@@ -117,7 +106,7 @@ def coarse(scene: Scene) -> tuple[BlockMask, tuple[int, int]]:
             axis = max(range(scene.rank), key=lambda a: counts[a])
             tiles[i] = tuple(side * (2 if a == axis else 1) for a, side in enumerate(tiles[i]))
             cell[i] *= 2
-        mask = classify(scene.spec, tiles[0], tiles[1], scene.lengths, scene.tables)
+        mask = scene.cut(tiles[0], tiles[1])
     return mask, (cell[0], cell[1])
 
 
