@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from attncc.runtime.blocked import attention, run_backward, run_forward
 from attncc.runtime.blocked.formulas import _steady
 from attncc.runtime.blocked.problem import problem
 from attncc.runtime.blocked.strips import head_chunks
+from attncc.runtime.blocked.workers import run_tasks
 from attncc.runtime.operands import Operands
 from attncc.runtime.program import find_program
 from tests.oracle import concrete
@@ -137,6 +139,20 @@ def test_threads_change_nothing(name: str, threads: None) -> None:
         for leaf in leaves:
             torch.testing.assert_close(grads[leaf], theirs[leaf], rtol=0, atol=1e-9)
             assert torch.equal(grads[leaf], found[0][leaf])
+
+
+def test_workers_start_no_threads_of_their_own(threads: None) -> None:
+    torch.set_num_threads(3)
+    together, seen = threading.Barrier(3), []
+
+    def task() -> None:
+        together.wait(60)
+        torch.ones(1 << 16).sum()
+        seen.append(torch.get_num_threads())
+
+    run_tasks([task] * 3, 3)
+    assert seen == [1, 1, 1]
+    assert torch.get_num_threads() == 3
 
 
 def test_tasks_that_share_a_key_or_a_value_head_take_turns() -> None:

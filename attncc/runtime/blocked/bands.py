@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from attncc.runtime.blocked.block import Part
 from attncc.runtime.blocked.rules import Kept
+
+Ints = npt.NDArray[np.int64]
 
 # What one visited block costs beside its pairs (operator calls, gathers), in query-key pairs.
 OVERHEAD_PAIRS = 16384
@@ -69,11 +72,15 @@ class AxisBand:
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Key interval of every query of a tile, relative to the tile's first key; equal bands of a plan are one object."""
+    """First and last key of every query of a tile, [2, queries], relative to its first column; equal bands of a plan are one object."""
 
-    lo: tuple[int, ...]
-    hi: tuple[int, ...]
+    bounds: npt.NDArray[np.int32]
     width: int
+
+    @property
+    def queries(self) -> int:
+        """How many queries."""
+        return len(self.bounds[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +96,7 @@ class AxisTile:
     ends: tuple[tuple[int, int, Band], ...]
 
 
-Seen = dict[tuple[tuple[int, ...], tuple[int, ...], int], Band]
+Seen = dict[tuple[bytes, int], Band]
 
 
 def tile_axis(axis: AxisBand, size: int) -> list[AxisTile]:
@@ -101,40 +108,39 @@ def tile_axis(axis: AxisBand, size: int) -> list[AxisTile]:
 def _tile_class(axis: AxisBand, residue: int, size: int, seen: Seen) -> list[AxisTile]:
     """The tiles of one residue class, planned in its own coordinates; a query without keys gets [keys, -1]."""
     step, keys = axis.step, len(range(residue, axis.keys, axis.step))
-    lo, hi = axis.bounds[:, residue::step] - residue
-    lo, hi = (-(-lo // step)).clamp(min=0), (hi // step).clamp(max=keys - 1)
+    lo, hi = axis.bounds.numpy()[:, residue::step] - residue
+    lo, hi = np.maximum(-(-lo // step), 0), np.minimum(hi // step, keys - 1)
     empty = lo > hi
-    bounds = torch.stack([lo.masked_fill(empty, keys), hi.masked_fill(empty, -1)])
-    jumps = (bounds.diff(dim=1).abs() > max(size // 2, 1)).any(0).nonzero().flatten() + 1
-    lows, highs = bounds.tolist()
+    bounds = np.stack([np.where(empty, keys, lo), np.where(empty, -1, hi)])
+    jumps = np.flatnonzero((np.abs(np.diff(bounds)) > max(size // 2, 1)).any(axis=0)) + 1
     tiles = []
-    for start, stop in _cuts(lows, highs, jumps.tolist(), size):
-        low, high = lows[start:stop], highs[start:stop]
-        first = min(low) // axis.grain * axis.grain
-        width = max(min(-(-(max(high) + 1) // axis.grain) * axis.grain, keys) - first, 0)
+    for start, stop in _cuts(bounds, jumps.tolist(), size):
+        local = bounds[:, start:stop]
+        (low, most_low), (least_high, high) = ((int(x.min()), int(x.max())) for x in local)
+        first = low // axis.grain * axis.grain
+        width = max(min(-(-(high + 1) // axis.grain) * axis.grain, keys) - first, 0)
         q = range(residue + start * step, residue + stop * step, step)
         k = range(residue + first * step, residue + (first + width) * step, step)
-        left, right = max(low) - first, min(high) + 1 - first
+        left, right = most_low - first, least_high + 1 - first
         cuts = [(0, left), (right, width)] if left < right else [(0, width)]
-        local = bounds[:, start:stop] - first
-        ends = tuple((a, b, _band(local, a, b, seen)) for a, b in cuts if a < b)
-        tiles.append(AxisTile(q, k, _band(local, 0, width, seen), ends))
+        ends = tuple((a, b, _band(local - first, a, b, seen)) for a, b in cuts if a < b)
+        tiles.append(AxisTile(q, k, _band(local - first, 0, width, seen), ends))
     return tiles
 
 
-def _band(bounds: Tensor, start: int, stop: int, seen: Seen) -> Band:
+def _band(bounds: Ints, start: int, stop: int, seen: Seen) -> Band:
     """The band relative to the key columns [start, stop), clipped to them so that equal patterns are found equal."""
     width = stop - start
-    lo, hi = (bounds - start).clamp(-1, width).tolist()
-    key = (tuple(lo), tuple(hi), width)
-    return seen.setdefault(key, Band(*key))
+    clipped = (bounds - start).clip(-1, width).astype(np.int32)
+    return seen.setdefault((clipped.tobytes(), width), Band(clipped, width))
 
 
-def _cuts(lo: list[int], hi: list[int], jumps: list[int], size: int) -> list[tuple[int, int]]:
+def _cuts(bounds: Ints, jumps: list[int], size: int) -> list[tuple[int, int]]:
     """Split rows where the band jumps (documents), join pieces too small to pay for a block, then cut to `size`."""
     pieces: list[tuple[int, int, int, int]] = []
+    lo, hi = bounds
     for a, b in itertools.pairwise([0, *jumps, len(lo)]):
-        piece = (a, b, min(lo[a:b]), max(hi[a:b]))
+        piece = (a, b, int(lo[a:b].min()), int(hi[a:b].max()))
         while pieces and _joined_is_cheaper(pieces[-1], piece, size):
             last = pieces.pop()
             piece = (last[0], b, min(last[2], piece[2]), max(last[3], piece[3]))
@@ -245,23 +251,23 @@ class BandPlan:
         rank, terms = len(bands), []
         for a, band in enumerate(bands):
             shape = [1] * (2 * rank)
-            shape[a], shape[rank + a] = len(band.lo), band.width
+            shape[a], shape[rank + a] = band.queries, band.width
             terms.append(self._allowed(band, like.device).view(shape))
         allowed = reduce(torch.logical_and, terms)
         zero, minus = (torch.full((), x, dtype=like.dtype, device=like.device) for x in (0.0, -math.inf))
-        return torch.where(allowed, zero, minus).reshape(math.prod(len(band.lo) for band in bands), -1)
+        return torch.where(allowed, zero, minus).reshape(math.prod(band.queries for band in bands), -1)
 
     def _allowed(self, band: Band, device: torch.device) -> Tensor:
         """Which columns every query sees, [queries, width]; 32 bits are compared many at a time."""
         bound, column = self._bounds(band, device), torch.arange(band.width, device=device, dtype=torch.int32)
-        if max(band.lo) <= 0:
+        if band.bounds[0].max() <= 0:
             return column <= bound[1]
         return (column >= bound[0]) & (column <= bound[1])
 
     def _bounds(self, band: Band, device: torch.device) -> Tensor:
         """First and last key of every query, [2, queries, 1], copied to a device once."""
         if (band, device) not in self.bounds:
-            self.bounds[band, device] = torch.tensor([band.lo, band.hi], dtype=torch.int32, device=device)[:, :, None]
+            self.bounds[band, device] = torch.from_numpy(band.bounds).to(device)[:, :, None]
         return self.bounds[band, device]
 
 

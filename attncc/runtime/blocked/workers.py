@@ -51,12 +51,19 @@ def _run(task: Callable[[], None], inference: bool) -> None:
         task()
 
 
+def _alone() -> None:
+    """Torch runs this thread's operators on it alone."""
+    torch.set_num_threads(1)
+    # A thread takes the default, which is not this setting, when it is first asked for its own: ask now.
+    torch.get_num_threads()
+
+
 def _pool(workers: int) -> ThreadPoolExecutor:
     """The pool of this process (threads do not survive a fork) with `workers` threads."""
     key = (os.getpid(), workers)
     with _pools_lock:
         if key not in _pools:
-            _pools[key] = ThreadPoolExecutor(workers, "attncc", torch.set_num_threads, (1,))
+            _pools[key] = ThreadPoolExecutor(workers, "attncc", _alone)
             started = threading.Barrier(workers)
             for future in [_pools[key].submit(started.wait) for _ in range(workers)]:
                 future.result()
