@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -32,6 +32,7 @@ class Arrays:
     stack: Callable[[Any], Any]
     positions: Callable[[int, Any], Any]  # 0, 1, .. n - 1, where the array given second lives
     floor_log2: Callable[[Any], Any]  # of positive integers
+    read: Callable[[Any, Sequence[Any]], Any]  # table[index], every index clamped into the table
     wide: Callable[[Any], Any]  # integers of any width as 64-bit ones; floats as they are
 
 
@@ -44,11 +45,19 @@ def numpy_arrays() -> Arrays:
         small = np.exp(-np.abs(x))
         return np.where(np.asarray(x) >= 0, 1.0, small) / (1.0 + small)
 
+    def read(table: Any, index: Sequence[Any]) -> Any:
+        row = table
+        for at in index[:-1] if not any(map(np.ndim, index[:-1])) else ():
+            row = row[min(max(at, 0), len(row) - 1)]
+        if row.ndim == 1:
+            return row.take(index[-1], mode="clip")
+        return table[tuple(np.minimum(np.maximum(i, 0), n - 1) for i, n in zip(index, table.shape))]
+
     return Arrays(
         "numpy", np.minimum, np.maximum, np.where, np.exp, np.log, np.sqrt, np.tanh, sigmoid,
         lambda x: np.logaddexp(0.0, x), np.vectorize(math.erf, otypes=[float]), np.abs, np.logical_not, np.power,
         lambda x: np.asarray(x, dtype=np.float64), np.stack, lambda n, like: np.arange(n), lambda x: np.frexp(x)[1] - 1,
-        lambda x: x.astype(np.int64) if x.dtype.kind == "i" else x,
+        read, lambda x: x.astype(np.int64) if x.dtype.kind == "i" else x,
     )  # fmt: skip
 
 
@@ -63,13 +72,15 @@ def torch_arrays(dtype: Any = None) -> Arrays:
     def number(x: Any) -> Any:
         return torch.full((), x, dtype=torch.bool if isinstance(x, bool) else dtype or torch.float64)
 
+    lower, upper = _bound(torch, "min"), _bound(torch, "max")
     return Arrays(
-        "torch", _bound(torch, "min"), _bound(torch, "max"), _where(torch, dtype),
+        "torch", lower, upper, _where(torch, dtype),
         unary(torch.exp), unary(torch.log), unary(torch.sqrt), unary(torch.tanh), unary(torch.sigmoid),
         unary(lambda x: torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))),
         unary(torch.erf), abs, unary(torch.logical_not), torch.pow,
         lambda x: x.to(dtype or torch.float64) if isinstance(x, torch.Tensor) else float(x),
         torch.stack, lambda n, like: torch.arange(n, device=like.device), lambda x: torch.frexp(x.double()).exponent - 1,
+        lambda table, index: table[tuple(lower(upper(i, 0), n - 1) for i, n in zip(index, table.shape))],
         lambda x: x if x.is_floating_point() else x.long(),
     )  # fmt: skip
 

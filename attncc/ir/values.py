@@ -36,15 +36,11 @@ def _value(node: Expr, args: list[Any], env: Env, xp: Arrays) -> Any:
     if node.op is Op.VAR:
         return env[str(node.value)]
     if isinstance(node.value, Table):
-        return _gather(env[node.value.name], args, xp)
+        # A read is total, as the generated kernel's is.
+        return xp.wide(xp.read(env[node.value.name], args))
     if isinstance(node.value, tuple):
         return _range(node, args, env, xp)
     return TABLE[node.op].value(xp, *args)
-
-
-def _gather(table: Any, index: list[Any], xp: Arrays) -> Any:
-    """table[index] with every index clamped into the table: a read is total, as the generated kernel's is. Integers become int64."""
-    return xp.wide(table[tuple(_clamped(i, size, xp) for i, size in zip(index, table.shape))])
 
 
 def _clamped(index: Any, size: int, xp: Arrays) -> Any:

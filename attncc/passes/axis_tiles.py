@@ -14,6 +14,8 @@ from attncc.passes.canonicalize import Band
 Ints = npt.NDArray[np.int64]
 CHUNK = 1 << 16
 """Rows evaluated at once: keeps the working set in cache whatever the length."""
+FAR = np.int64(1) << 40
+"""Beyond every key."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ def _rows(band: Band, env: Env, rows: int) -> tuple[Ints, Ints]:
 def _ranges(low: Ints, high: Ints, q_tile: int, k_tile: int) -> tuple[tuple[Ints, Ints, Ints, Ints], bool]:
     """Ranges of each query tile; rows without a key widen no range and leave no tile full."""
     empty = low > high
-    far = np.int64(1) << 40
-    low, high = np.where(empty, far, low), np.where(empty, -far, high)
+    if empty.any():
+        low, high = np.where(empty, FAR, low), np.where(empty, -FAR, high)
     low_min, low_max, high_min, high_max = (
         reduce.reduceat(x, np.arange(0, len(x), q_tile))
         for x, reduce in ((low, np.minimum), (low, np.maximum), (high, np.minimum), (high, np.maximum))
@@ -98,6 +100,8 @@ def _ranges(low: Ints, high: Ints, q_tile: int, k_tile: int) -> tuple[tuple[Ints
 
 def _has_gaps(low: Ints, high: Ints, empty: npt.NDArray[np.bool_], q_tile: int) -> bool:
     """Whether bands of successive rows of a tile fail to touch: only then can a visited range hold an empty tile."""
-    low, high, tile = low[~empty], high[~empty], np.arange(len(low))[~empty] // q_tile
-    touching = (low[1:] <= high[:-1] + 1) & (low[:-1] <= high[1:] + 1)
-    return bool(((tile[1:] == tile[:-1]) & ~touching).any())
+    tile = np.arange(len(low)) // q_tile
+    if empty.any():
+        low, high, tile = low[~empty], high[~empty], tile[~empty]
+    apart = (low[1:] > high[:-1] + 1) | (low[:-1] > high[1:] + 1)
+    return bool((apart & (tile[1:] == tile[:-1])).any())
