@@ -1,4 +1,4 @@
-"""What block-mask analysis costs: a million tokens; and beside PyTorch's `create_block_mask`, eager and compiled, in the same run.
+"""What block-mask analysis costs: a million tokens; packed documents; and PyTorch's `create_block_mask` in the same run.
 
 python -m benchmarks.analysis [--tokens 16384] [--json FILE]
 """
@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.report import environment, print_table, write_json
 
 MILLION, WINDOW, TILE = 1 << 20, 4096, 128
+PACKED, DOCUMENTS, PACKINGS = 1 << 15, 40, 100
 RUNS = 7
 
 
@@ -96,6 +97,41 @@ def beside_torch(tokens: int) -> dict[str, Any]:
     return {"tokens": tokens, **times}
 
 
+def packed() -> list[dict[str, Any]]:
+    """Milliseconds of the block mask of packed documents, a new packing every time: its tiles, and as FlexAttention's `BlockMask`."""
+    import numpy as np
+    import torch
+
+    import attncc
+    from attncc import AttentionSpec, masks, pipeline
+    from attncc.passes.block_mask import block_mask
+    from attncc.passes.tiles import bind
+
+    inside: dict[str, masks.Mask] = {
+        "causal": masks.Causal(),
+        "causal window 1024": masks.SlidingWindow(left=1023, right=0),
+        "neighborhood 129": masks.Neighborhood(window=(129,)),
+    }
+    draw = np.random.default_rng(0)
+    found = []
+    for name, mask in inside.items():
+        spec = AttentionSpec(tokens=(PACKED,), heads=1, head_dim=64, mask=masks.Documents(mask=mask))
+        bound = bind(pipeline.plan(spec, "cpu").kernels[0].graph, (PACKED,), (PACKED,))
+        times: dict[str, list[float]] = {"tiles_ms": [], "block_mask_ms": []}
+        for _ in range(PACKINGS):
+            cuts = torch.from_numpy(np.sort(draw.choice(np.arange(1, PACKED), DOCUMENTS - 1, replace=False)))
+            tables = attncc.document_tables(torch.cat([torch.tensor([0]), cuts, torch.tensor([PACKED])]), PACKED)
+            arrays = {key: table.numpy() for key, table in tables.items()}
+            start = time.perf_counter()
+            block_mask(bound, (TILE,), (TILE,), arrays)
+            middle = time.perf_counter()
+            spec.to_block_mask(tables=tables)
+            times["tiles_ms"].append((middle - start) * 1e3)
+            times["block_mask_ms"].append((time.perf_counter() - middle) * 1e3)
+        found.append({"mask": name, **{key: statistics.median(values) for key, values in times.items()}})
+    return found
+
+
 def _best(run: Callable[[], Any], runs: int) -> tuple[Any, float]:
     """The result and the least time of some runs: a busy machine lengthens short runs more than long ones."""
     times = []
@@ -134,6 +170,12 @@ def show(found: dict[str, Any]) -> None:
         note=f"compiling took another {flex['compiling_s'] - flex['compiled_s']:.0f} s",
     )
 
+    print_table(
+        f"Block mask of {DOCUMENTS} packed documents, {PACKED:,} tokens: medians of {PACKINGS} packings",
+        ["inside a document", "tiles", "FlexAttention's BlockMask"],
+        [[row["mask"], f"{row['tiles_ms']:.2f} ms", f"{row['block_mask_ms']:.2f} ms"] for row in found["packed"]],
+    )
+
 
 def _times(ratio: float) -> str:
     return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
@@ -148,7 +190,7 @@ def main() -> None:
     if arguments.million:
         print(json.dumps(a_million()))
         return
-    found = {"environment": environment(), "million": in_fresh_process(), "flex": beside_torch(arguments.tokens)}
+    found = {"environment": environment(), "million": in_fresh_process(), "flex": beside_torch(arguments.tokens), "packed": packed()}
     show(found)
     if arguments.json:
         write_json(arguments.json, found)
