@@ -447,8 +447,20 @@ RATIOS: SearchStrategy[Json] = st.fixed_dictionaries(
         "epsilon": st.sampled_from([0.0, 1e-8, 0.5]),
     }
 )
+WHOLE_ROWS: SearchStrategy[Json] = st.fixed_dictionaries({"kind": st.just("entmax"), "alpha": st.sampled_from([1.5, 2.0, 1.25, 1.7])}) | (
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("lssar"),
+            "power": st.sampled_from([1.0, 2.0, 3.5]),
+            "offset": st.sampled_from([0.0, 0.25, 1.0]),
+            "count": st.sampled_from(["position", "keys"]),
+            "row_scale": st.sampled_from([None, "per_query", "per_head_query", [0.5, 1.0]]),
+        }
+    )
+)
 NORMALIZERS: SearchStrategy[Json] = st.one_of(
     RATIOS,
+    WHOLE_ROWS,
     st.just({"kind": "softmax"}),
     st.fixed_dictionaries({"kind": st.just("softmax"), "sink": st.sampled_from(SINKS)}),
     st.fixed_dictionaries(
@@ -543,7 +555,7 @@ def _extras(draw: DrawFn, setting: Setting, heads: int, sizes: Sizes, dtypes: Se
     normalizer, scores = draw(NORMALIZERS), draw(score_maps(setting, heads))
     if normalizer["kind"] != "softmax":  # elsewhere a weight of -inf need not be 0
         scores = [m for m in scores if "-inf" not in m.get("text", "")]
-    divides = normalizer["kind"] in ("softmax", "positive_ratio")
+    divides = normalizer["kind"] in ("softmax", "positive_ratio", "lssar")
     if normalizer["kind"] == "positive_ratio" and any(score["kind"] == "alibi" for score in scores):
         normalizer |= {"epsilon": 1e-8}  # of far keys alone no float32 is left
     head_dim = draw(st.sampled_from(sizes.head_dims))

@@ -60,7 +60,7 @@ def prepared(spec: AttentionSpec, target: str, lengths: Lengths, batch: int, see
     query, key = known_grid(spec, lengths)
     kernel = api.compile(spec, target)
     device = torch.device("cuda" if torch.cuda.is_available() and target_record(kernel.plan.target).backend != "cpu" else "cpu")
-    tensors = sample(signature(kernel.plan.kernels[0].graph, spec.grid.shared), query, key, batch, seed, device)
+    tensors = sample(signature(kernel.plan.graphs, spec.grid.shared), query, key, batch, seed, device)
     if isinstance(spec.routing, MixtureOfHeads):
         tensors["routing"] = _routed(spec.routing, tensors["routing"])
     return Call(kernel, tensors, query, key)

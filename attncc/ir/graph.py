@@ -2,6 +2,8 @@
 
     norm, rotate  ->  scores = scale * q k^T  ->  maps  ->  mask  ->  route  ->  weights  ->  combine with v  ->  weigh  ->  gate
 
+A chain may also end in a number of each row (lse, root), which `keep` names as a table that the expressions of another chain read.
+
 What each op takes and gives, and which attributes it must carry at which stage, stands in `SIGNATURES` and `STAGES`;
 `attncc.ir.verify` holds graphs to it. Any number of these chains may share inputs and meet in one graph.
 """
@@ -36,6 +38,8 @@ class GraphOp(str, Enum):
     COMBINE = "combine"  # weights @ v, perhaps times a `value_scale` each; the value of a sink may follow v, one a value head
     WEIGH = "weigh"  # o -> f(o, b, h, q, tables)
     LSE = "lse"  # natural log of a row's whole denominator
+    ROOT = "root"  # of each row, the t with sum f(s, t) = 1 over its keys, by sweeps over them (`attncc.ir.rows.Root`)
+    KEEP = "keep"  # a number of each row, as a table [B, H, NQ]
     GATE = "gate"  # o -> f(o, g); where `packed`, the logits of the query heads of a logit head lie side by side
     KERNEL = "kernel"  # a fused region, one launch; its body is a graph
     PICK = "pick"  # one result of a kernel
@@ -61,11 +65,18 @@ SIGNATURES: dict[GraphOp, Signature] = {
     GraphOp.WEIGHTS: Signature(("scores", "tables"), "weights"),
     GraphOp.COMBINE: Signature(("weights", "tensor", "tables"), "rows"),
     GraphOp.WEIGH: Signature(("rows", "tables"), "rows"),
-    GraphOp.LSE: Signature(("weights",), "lse"),
+    GraphOp.LSE: Signature(("weights",), "statistic"),
+    GraphOp.ROOT: Signature(("scores", "tables"), "statistic"),
+    GraphOp.KEEP: Signature(("statistic",), "tensor"),
     GraphOp.GATE: Signature(("rows", "tensor"), "rows"),
     GraphOp.KERNEL: Signature(("tables",), "results"),
     GraphOp.PICK: Signature(("results",), "rows"),
 }
+
+
+def gives(n: Node) -> str:
+    """The value type of a node; a pick has that of the result it picks."""
+    return SIGNATURES[dict(n.inputs[0]["body"].outputs)[n["result"]].op if n.op is GraphOp.PICK else n.op].gives
 
 
 class Stage(str, Enum):
@@ -91,11 +102,15 @@ _CORE: dict[GraphOp, frozenset[str]] = {
     GraphOp.COMBINE: frozenset(),
     GraphOp.WEIGH: frozenset({"value"}),
     GraphOp.LSE: frozenset(),
+    GraphOp.ROOT: frozenset({"weight", "start", "update", "sweeps"}),
+    GraphOp.KEEP: frozenset({"name", "dtype", "shape"}),
     GraphOp.GATE: frozenset({"value"}),
 }
 _CANONICAL = {**_CORE, GraphOp.MASK: frozenset({"bands", "residual"})}
+_BODY: dict[GraphOp, frozenset[str]] = {op: names for op, names in _CANONICAL.items() if op is not GraphOp.KEEP}
 _FUSED = {
     GraphOp.INPUT: _CORE[GraphOp.INPUT],
+    GraphOp.KEEP: _CORE[GraphOp.KEEP],
     GraphOp.KERNEL: frozenset({"name", "body"}),
     GraphOp.PICK: frozenset({"result"}),
 }
@@ -109,8 +124,8 @@ STAGES: dict[Stage, dict[GraphOp, frozenset[str]]] = {
 }
 """Legal ops of each stage with the attributes they must carry."""
 BODIES: dict[Stage, dict[GraphOp, frozenset[str]]] = {
-    Stage.FUSED: _CANONICAL,
-    Stage.PLANNED: _CANONICAL,
+    Stage.FUSED: _BODY,
+    Stage.PLANNED: _BODY,
 }
 """The same for the bodies of kernels."""
 
@@ -240,7 +255,26 @@ def logit_share(gate: Node, heads: int) -> tuple[int, int]:
     return heads // own, width // (heads // own) if gate.get("packed") else width
 
 
+def reduction(graph: Graph) -> Node:
+    """The op that walks the keys of each row: weights, or a root."""
+    return next(n for n in graph.nodes() if n.op in (GraphOp.WEIGHTS, GraphOp.ROOT))
+
+
+def row_class(graph: Graph) -> str:
+    """What a row keeps from key to key: `attncc.ir.rows`."""
+    return str(reduction(graph).get("row_class", "root"))
+
+
+def statistic(graph: Graph) -> str | None:
+    """The name of the number of each row that a kernel's body is for; None where it combines values."""
+    return None if graph.find(GraphOp.COMBINE) else graph.outputs[0][0]
+
+
+TABLES = (GraphOp.INPUT, GraphOp.KEEP)
+"""Ops whose results expressions read by name."""
+
+
 def table_of(tensor: Node) -> Table:
-    """The table that expressions read from an input node."""
+    """The table that expressions read from one of these."""
     kind = Kind.INT if tensor["dtype"] == "int32" else Kind.FLOAT
     return Table(tensor["name"], kind, tensor["shape"], tensor.get("values"))

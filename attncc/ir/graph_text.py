@@ -13,14 +13,14 @@ from typing import Any
 
 from attncc.errors import GraphError
 from attncc.ir.expr import Expr, Kind, Table, var
-from attncc.ir.graph import Graph, GraphOp, Node, node, table_of
+from attncc.ir.graph import TABLES, Graph, GraphOp, Node, node, table_of
 from attncc.ir.text import parse, table_loads
 from attncc.ir.text import to_text as expression_text
 
 _INTEGERS = ["b", "h", *(f"{p}{a}" for p in ("q", "k", "r", "nq", "nk") for a in range(3))]
 VARIABLES: dict[str, Expr] = {
     **{name: var(name) for name in _INTEGERS},
-    **{name: var(name, Kind.FLOAT) for name in ("s", "z", "o", "g")},
+    **{name: var(name, Kind.FLOAT) for name in ("s", "z", "o", "g", "t", "w", "d")},
 }
 """Every variable that an expression in a graph may use."""
 
@@ -50,7 +50,7 @@ def _lines(graph: Graph, mark: Node | None) -> Iterator[str]:
 def _names(graph: Graph) -> dict[Node, str]:
     names: dict[Node, str] = {}
     for n in graph.nodes():
-        names[n] = n["name"] if n.op is GraphOp.INPUT else str(len(names))
+        names[n] = n["name"] if n.op in TABLES else str(len(names))
     return names
 
 
@@ -122,7 +122,7 @@ def _parse_node(lines: list[str], at: int, nodes: dict[str, Node]) -> int:
         text, head = f" {text}".split(" body=", 1)
         attrs["body"], after = _parse_block(lines, at, head)
     try:
-        tables = {n["name"]: table_of(n) for n in nodes.values() if n.op is GraphOp.INPUT}
+        tables = {n["name"]: table_of(n) for n in nodes.values() if n.op in TABLES}
         attrs.update(_Attributes(text.strip(), tables).read())
     except (ValueError, LookupError) as error:
         raise GraphError(f"not a node: {lines[at]!r}: {error}") from None

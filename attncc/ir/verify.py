@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from attncc.errors import GraphError
 from attncc.ir.expr import Expr, Kind, Table, tables, variables
-from attncc.ir.graph import BODIES, SIGNATURES, STAGES, Graph, GraphOp, Node, Stage, table_of
+from attncc.ir.graph import BODIES, SIGNATURES, STAGES, TABLES, Graph, GraphOp, Node, Stage, gives, table_of
 from attncc.ir.graph_text import VARIABLES, to_text
 from attncc.ir.rows import RowClass
 
@@ -17,6 +17,7 @@ _ALLOWED = {
     GraphOp.ROUTE: (Kind.BOOL, ""),
     GraphOp.WEIGHTS: (Kind.FLOAT, "sz"),
     GraphOp.WEIGH: (Kind.FLOAT, "o"),
+    GraphOp.ROOT: (Kind.FLOAT, "stwd"),
     GraphOp.GATE: (Kind.FLOAT, "og"),
 }
 """Type of an op's expression and the float variables it may use."""
@@ -45,12 +46,12 @@ def _verify(graph: Graph, legal: dict[GraphOp, frozenset[str]]) -> None:
 def _graph_problems(graph: Graph) -> Iterator[tuple[Node, str]]:
     """What no node shows alone."""
     named: dict[str, Node] = {}
-    for n in graph.find(GraphOp.INPUT):
+    for n in (n for n in graph.nodes() if n.op in TABLES):
         if named.setdefault(n["name"], n) is not n:
             yield n, f"two inputs are called {n['name']!r}"
     for name, n in graph.outputs:
-        if SIGNATURES[n.op].gives not in ("rows", "lse"):
-            yield n, f"output {name!r} holds {SIGNATURES[n.op].gives}, not rows or lse"
+        if gives(n) not in ("rows", "statistic"):
+            yield n, f"output {name!r} holds {gives(n)}, not rows or a statistic"
 
 
 def _problems(n: Node, legal: dict[GraphOp, frozenset[str]], rank: int) -> Iterator[str]:
@@ -73,15 +74,21 @@ def _problems(n: Node, legal: dict[GraphOp, frozenset[str]], rank: int) -> Itera
 def _input_problems(n: Node) -> Iterator[str]:
     takes = SIGNATURES[n.op].takes
     fixed = [t for t in takes if t != "tables"]
-    given = [SIGNATURES[i.op].gives for i in n.inputs]
+    given = [_gives(i) for i in n.inputs]
     rest = ["logit" if g == "logit" else "tensor" for g in given[len(fixed) :]]
     wanted = fixed + rest if "tables" in takes else fixed
     if given != wanted:
         yield f"takes ({', '.join(wanted)}), given ({', '.join(given)})"
 
 
+def _gives(n: Node) -> str:
+    """As `gives`, for a graph not known to be sound."""
+    sound = n.op is not GraphOp.PICK or (n.inputs and n.get("result") in dict(getattr(n.inputs[0].get("body"), "outputs", ())))
+    return gives(n) if sound else SIGNATURES[n.op].gives
+
+
 def _expression_problems(n: Node, rank: int) -> Iterator[str]:
-    declared = [table_of(i) for i in n.inputs if i.op is GraphOp.INPUT]
+    declared = [table_of(i) for i in n.inputs if i.op in TABLES]
     for expression in _expressions(n):
         kind, floats = _ALLOWED.get(n.op, (None, ""))
         bound = n.op is GraphOp.MASK and expression.kind is Kind.INT

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attncc.ir.expr import Expr, Op, const, nodes, variables
-from attncc.ir.graph import Graph, GraphOp, source
+from attncc.ir.graph import Graph, GraphOp, reduction, row_class, source
 from attncc.targets import Target
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -74,9 +74,9 @@ class Configuration:
 
 
 def widths(body: Graph) -> tuple[int, int]:
-    """Padded columns of a key row and of a value row."""
-    scores, combine = body.find(GraphOp.SCORES)[0], body.find(GraphOp.COMBINE)[0]
-    return padded(int(source(scores.inputs[1])["shape"][3])), padded(int(combine.inputs[1]["shape"][3]))
+    """Padded columns of a key row and of a value row; 0 where no values are read."""
+    scores, values = body.find(GraphOp.SCORES)[0], [int(n.inputs[1]["shape"][3]) for n in body.find(GraphOp.COMBINE)]
+    return padded(int(source(scores.inputs[1])["shape"][3])), padded(sum(values))
 
 
 def padded(width: int) -> int:
@@ -165,10 +165,8 @@ def _values(body: Graph) -> list[Expr]:
 
 def _long_weight(body: Graph) -> bool:
     """Whether the formula of a weight keeps more than a score on the way, as every score map does."""
-    weights = body.find(GraphOp.WEIGHTS)[0]
-    return weights["row_class"] != "softmax" and any(
-        n.op in (Op.SOFTPLUS, Op.POW, Op.SELECT, Op.EXP, Op.TANH) for n in nodes(weights["weight"])
-    )
+    weights = reduction(body)
+    return row_class(body) != "softmax" and any(n.op in (Op.SOFTPLUS, Op.POW, Op.SELECT, Op.EXP, Op.TANH) for n in nodes(weights["weight"]))
 
 
 def thread_registers(body: Graph, c: Configuration, target: Target) -> int:

@@ -79,7 +79,13 @@ class Plan(BaseModel):
     version: Literal[1] = 1
     spec: str = Field(description="SHA-256 of the spec it was made for")
     target: str
-    kernels: tuple[KernelPlan, ...]
+    kernels: tuple[KernelPlan, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_tiling(self) -> Plan:
+        if len({(kernel.q_tile, kernel.k_tile) for kernel in self.kernels}) > 1:
+            raise ValueError("kernels: all take the same tiles, for they see the same pairs")
+        return self
 
     @cached_property
     def digest(self) -> str:
@@ -91,6 +97,11 @@ class Plan(BaseModel):
         data = self.model_dump(mode="json", exclude={"kernels": {"__all__": {"rejected"}}})
         data["limits"] = asdict(limits(target_record(self.target)))
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The kernels' bodies, in the order they run."""
+        return tuple(kernel.graph for kernel in self.kernels)
 
     def to_json(self) -> str:
         """The plan as JSON text."""

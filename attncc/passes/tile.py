@@ -13,7 +13,7 @@ from itertools import product
 from math import inf, prod
 
 from attncc.errors import UnsupportedError
-from attncc.ir.graph import Graph, GraphOp, Node
+from attncc.ir.graph import Graph, GraphOp, Node, statistic
 from attncc.passes.axis_tiles import axis_tiles
 from attncc.passes.footprint import Configuration, configurations, unfit
 from attncc.passes.tiles import BoundMask, Shape, Tiling, bind, class_lengths
@@ -55,15 +55,25 @@ def tile(graph: Graph, target: Target, q_tile: Shape | None = None, k_tile: Shap
         UnsupportedError: a demanded shape that does not fit the target.
     """
 
+    # Kernels that run one after another see the same pairs: one block mask serves all, in tiles of the last, which reads values too.
+    *before, last = graph.find(GraphOp.KERNEL)
+    main = _tiled(last, target, q_tile, k_tile) if before else last
+    demanded = q_tile is not None or k_tile is not None
+
     def change(n: Node) -> Node:
-        return _tiled(n, target, q_tile, k_tile) if n.op is GraphOp.KERNEL else n
+        if n.op is not GraphOp.KERNEL:
+            return n
+        if statistic(n["body"]) is None:
+            return _tiled(n, target, q_tile, k_tile)
+        return _tiled(n, target, main["q_tile"], main["k_tile"], demanded)
 
     return graph.rewrite(change)
 
 
-def _tiled(kernel: Node, target: Target, q_tile: Shape | None, k_tile: Shape | None) -> Node:
-    pricer = Pricer(kernel["body"])
-    candidates = [_priced(pricer, c, target, q_tile, k_tile) for c in _configurations(pricer.body, target, q_tile, k_tile)]
+def _tiled(kernel: Node, target: Target, q_tile: Shape | None, k_tile: Shape | None, demanded: bool | None = None) -> Node:
+    """The kernel in its best tiles of those shapes; `demanded`: by the user, who may want what crowds registers (default: if given)."""
+    pricer, demanded = Pricer(kernel["body"]), (q_tile is not None or k_tile is not None) if demanded is None else demanded
+    candidates = [_priced(pricer, c, target, q_tile, k_tile, demanded) for c in _configurations(pricer.body, target, q_tile, k_tile)]
     best = min(candidates, key=lambda c: c.price)
     if best.rejected:
         raise UnsupportedError(f"a tile of {best.describe()} on {target.name}", best.rejected, "leave q_tile and k_tile out")
@@ -82,9 +92,9 @@ def _configurations(body: Graph, target: Target, q_tile: Shape | None, k_tile: S
     return configurations(body, target, prod(q_tile) if q_tile else None, prod(k_tile) if k_tile else None)
 
 
-def _priced(pricer: Pricer, c: Configuration, target: Target, q_tile: Shape | None, k_tile: Shape | None) -> Candidate:
+def _priced(pricer: Pricer, c: Configuration, target: Target, q_tile: Shape | None, k_tile: Shape | None, demanded: bool) -> Candidate:
     work, q_shape, k_shape = pricer.best(c.q_rows, c.k_rows, q_tile, k_tile)
-    reason = unfit(pricer.body, c, target, demanded=q_tile is not None or k_tile is not None)
+    reason = unfit(pricer.body, c, target, demanded)
     return Candidate(q_shape, k_shape, c, inf if reason else work * c.slowness, reason)
 
 

@@ -137,8 +137,9 @@ def class_lengths(lengths: Shape, order: Shape, residue: Shape) -> Shape:
 
 
 def the_mask(graph: Graph) -> Node:
-    """The one mask of a canonical graph or kernel body."""
-    (mask,) = graph.find(GraphOp.MASK)
+    """The one mask of a canonical graph or kernel body; chains that meet in a graph share it."""
+    *others, mask = graph.find(GraphOp.MASK)
+    assert all(m[name] == mask[name] for m in others for name in ("bands", "residual"))
     return mask
 
 

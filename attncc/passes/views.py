@@ -36,10 +36,12 @@ def _views(kernel: Node, target: Target) -> tuple[View, ...]:
     body: Graph = kernel["body"]
     box = target.bulk_copy and _boxable(kernel)
     # Keys and values stream through the loop; queries and outputs are touched once, so pointers cost them nothing.
-    k, v = source(body.find(GraphOp.SCORES)[0].inputs[1]), source(body.find(GraphOp.COMBINE)[0].inputs[1])
+    k = source(body.find(GraphOp.SCORES)[0].inputs[1])
+    values = [source(combine.inputs[1])["name"] for combine in body.find(GraphOp.COMBINE)]
     changed = bool(loads_of(body, "k"))
     prepared = changed and _visits(kernel) > MOST_VISITS
-    return (k["name"], "box" if box and changed == prepared else "rows", prepared), (v["name"], "box" if box else "rows", False)
+    own = "box" if box else "rows"
+    return (k["name"], own if changed == prepared else "rows", prepared), *((name, own, False) for name in values)
 
 
 def _visits(kernel: Node) -> float:

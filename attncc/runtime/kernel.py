@@ -12,7 +12,8 @@ from attncc import pipeline
 from attncc.passes.plan import Plan
 from attncc.runtime import autocast, cache, ops
 from attncc.runtime.inputs import Tokens, checked
-from attncc.runtime.program import make_program
+from attncc.runtime.program import make_programs
+from attncc.runtime.signature import signature
 from attncc.spec.attention import AttentionSpec
 from attncc.spec.masks.combine import table_names
 from attncc.targets import target
@@ -31,12 +32,14 @@ class Kernel:
 
     def __init__(self, spec: AttentionSpec, plan: Plan, flexible: bool = False) -> None:
         self.spec, self.plan, self._flexible = spec, plan, flexible
-        program = make_program(spec, plan, flexible)
-        self._signature, self._name = program.signature, program.name
+        programs = make_programs(spec, plan, flexible)
+        self._signature = signature(plan.graphs, spec.grid.shared)
+        self._before = [(str(p.statistic), p.name, p.signature.names) for p in programs[:-1]]
+        self._name, self._reads = programs[-1].name, programs[-1].signature.names
         self._lse = "lse" in spec.outputs
         self._order = spec.outputs
         # Tables that come together: a mask may be so plain that it reads but some of them.
-        self._unread = table_names(spec.mask) - set(program.signature.names)
+        self._unread = table_names(spec.mask) - set(self._signature.names)
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, layout: str = "bhsd", tokens: Tokens = None, key_tokens: Tokens = None, **inputs: Tensor
@@ -65,7 +68,13 @@ class Kernel:
         given = autocast.cast(self._signature, {**read, "q": q, "k": k, "v": v})
         call = checked(self._signature, given, layout, tokens, key_tokens)
         train = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *call.extras))
-        out, lse, _ = ops.forward(call.q, call.k, call.v, call.extras, self._name, call.lengths, layout == "bshd", train)
+        known, heads_last = dict(zip(self._signature.names, call.extras)), layout == "bshd"
+        for statistic, name, reads in self._before:
+            _, known[statistic], _ = ops.forward(
+                call.q, call.k, call.k[..., :0], [known[x] for x in reads], name, call.lengths, heads_last, train
+            )
+        extras = [known[x] for x in self._reads]
+        out, lse, _ = ops.forward(call.q, call.k, call.v, extras, self._name, call.lengths, heads_last, train)
         if layout == "bshd":
             out = out.transpose(1, 2)
         if not self._lse:
@@ -94,7 +103,7 @@ class Kernel:
         return _restored, (self.spec.to_json(indent=None), self.plan.to_json(), self._flexible)
 
     def __repr__(self) -> str:
-        kernel = self.plan.kernels[0]
+        kernel = self.plan.kernels[-1]
         return f"Kernel({kernel.name} for {self.plan.target}, tiles {list(kernel.q_tile)} x {list(kernel.k_tile)})"
 
 

@@ -46,7 +46,7 @@ def adjoint(graph: Graph, operands: Operands, grads: tuple[Tensor, Tensor, Tenso
 
 def _value_factor(graph: Graph, operands: Operands) -> Tensor | None:
     """What rows of v are multiplied by, `[B, Hv, M, 1]`."""
-    if graph.find(GraphOp.COMBINE)[0].get("value_scale") is None:
+    if all(n.get("value_scale") is None for n in graph.find(GraphOp.COMBINE)):
         return None
     return operands.tables["v_scale"].to(operands.compute)[..., None]
 

@@ -1,4 +1,4 @@
-"""Programs: what the torch ops run. One a plan, found by name, for an op's arguments are tensors, numbers and text only."""
+"""Programs: what the torch ops run. One a kernel, found by name, for an op's arguments are tensors, numbers and text only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from attncc import knobs
-from attncc.errors import AttnccError, InputError, UnsupportedError
-from attncc.ir.graph import ROW_INPUTS, GraphOp
+from attncc.errors import AttnccError, InputError
+from attncc.ir.expr import tables
+from attncc.ir.graph import ROW_INPUTS, GraphOp, gives, row_class, statistic
 from attncc.passes.plan import KernelPlan, Plan
 from attncc.passes.tiles import Shape
 from attncc.runtime import blocked, cache
@@ -42,14 +43,10 @@ class Program:
     name: str
     spec: AttentionSpec
     plan: Plan
+    kernel: KernelPlan
     signature: Signature
     interpret: bool
     flexible: bool
-
-    @property
-    def kernel(self) -> KernelPlan:
-        """The plan's one kernel."""
-        return self.plan.kernels[0]
 
     @cached_property
     def spec_json(self) -> str:
@@ -79,13 +76,18 @@ class Program:
 
     @cached_property
     def divides(self) -> bool:
-        """Whether rows divide by something that the backward pass needs: a sum of weights, or a number of keys."""
-        return bool(self.kernel.graph.find(GraphOp.WEIGHTS)[0]["row_class"] != "pointwise")
+        """Whether rows have a number that the backward pass needs: a root, or what they divide by (a sum of weights, a number of keys)."""
+        return row_class(self.kernel.graph) != "pointwise"
+
+    @property
+    def statistic(self) -> str | None:
+        """The number of each row that the kernel is for, by name; None where it combines values."""
+        return statistic(self.kernel.graph)
 
     @cached_property
     def prints_lse(self) -> bool:
-        """Whether the generated kernel writes the log-sum-exp."""
-        return any(name == "lse" for name, _ in self.kernel.graph.outputs)
+        """Whether the generated kernel writes a number of each row."""
+        return any(gives(n) == "statistic" for _, n in self.kernel.graph.outputs)
 
     @cached_property
     def lists(self) -> ListCache:
@@ -135,18 +137,16 @@ def _bounded(mask: Mask) -> list[Mask]:
 # ---- the registry ----------------------------------------------------------------------------------------------------------------
 
 
-def make_program(spec: AttentionSpec, plan: Plan, flexible: bool) -> Program:
-    """The program of a plan, registered; the same one for the same plan.
-
-    Raises:
-        UnsupportedError: a plan of several kernels.
-    """
-    if len(plan.kernels) != 1:
-        raise UnsupportedError(f"a plan of {len(plan.kernels)} kernels", "an op runs one kernel", "specs compiled one by one")
+def make_programs(spec: AttentionSpec, plan: Plan, flexible: bool) -> tuple[Program, ...]:
+    """The programs of a plan's kernels, in order and registered; the same ones for the same plan."""
     interpret = knobs.current().interpret
-    name = cache.entry_name(plan) + ("-flexible" if flexible else "") + ("-interpreted" if interpret else "")
-    made = Program(name, spec, plan, signature(plan.kernels[0].graph, spec.grid.shared), interpret, flexible)
-    return _programs.setdefault(name, made)
+    entry = cache.entry_name(plan) + ("-flexible" if flexible else "") + ("-interpreted" if interpret else "")
+    names = [entry if kernel is plan.kernels[-1] else f"{entry}-{kernel.name}" for kernel in plan.kernels]
+    made = [
+        Program(name, spec, plan, kernel, signature([kernel.graph], spec.grid.shared), interpret, flexible)
+        for name, kernel in zip(names, plan.kernels)
+    ]
+    return tuple(_programs.setdefault(program.name, program) for program in made)
 
 
 def find_program(name: str) -> Program:
@@ -242,7 +242,13 @@ def backward(
     if program.epilogue:
         grad, found = program.epilogue.gradients(rows, logits, program.kernel.graph, operands, grad)
     dq, dk, dv, by_table = blocked.run_backward(program.kernel, operands, rows, lse, grad, grad_lse)
-    return dq, dk, dv, {**by_table, **found}
+    return dq, dk, dv, {**_deciding(program, operands), **by_table, **found}
+
+
+def _deciding(program: Program, operands: Operands) -> dict[str, Tensor]:
+    """Zeros for the trained tables that decide which rows are kept: where a kernel reads them for nothing else, that is their gradient."""
+    read = {t.name for n in program.kernel.graph.find(GraphOp.ROUTE) for t in tables(n["rows"])}
+    return {name: torch.zeros_like(operands.tables[name]) for name in read & operands.trained}
 
 
 def _zero_gradients(operands: Operands, logits: Mapping[str, Tensor]) -> Gradients:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from attncc.ir.arrays import torch_arrays
+from attncc.ir.derivatives import derivative
 from attncc.ir.expr import Expr
 from attncc.ir.graph import Graph, GraphOp, Node
+from attncc.ir.rows import SCORE
 from attncc.ir.values import evaluate
 from attncc.passes.tiles import Shape
 
@@ -182,6 +184,27 @@ def _lse(n: Node, inputs: list[Any], place: _Place) -> Tensor:
     return lse
 
 
+def _root(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    """Found without gradients; one more step, whose slope is taken for a constant, gives the gradients of what it solves."""
+    scores, allowed = inputs[0]
+    s, alive = scores.detach(), allowed.any(3, keepdim=True)
+    peak = s.masked_fill(~allowed, -math.inf).amax(3, keepdim=True) if s.shape[3] else s.new_full((*s.shape[:3], 1), -math.inf)
+    t, slope = place.evaluate(n["start"], s=peak.masked_fill(~alive, 0.0)), derivative(n["weight"], SCORE)
+
+    def total(value: Expr, s: Tensor) -> Tensor:
+        return place.evaluate(value, s=s, t=t).masked_fill(~allowed, 0.0).sum(3, keepdim=True)
+
+    for _ in range(n["sweeps"]):
+        t = place.evaluate(n["update"], t=t, w=total(n["weight"], s), d=total(slope, s))
+    t = t + (total(n["weight"], scores) - total(n["weight"], s)) / total(slope, s).masked_fill(~alive, 1.0)
+    return t.masked_fill(~alive, 0.0)[..., 0]
+
+
+def _keep(n: Node, inputs: list[Any], place: _Place) -> Tensor:
+    place.env[n["name"]] = inputs[0]
+    return cast(Tensor, inputs[0])
+
+
 def _weigh(n: Node, inputs: list[Any], place: _Place) -> Tensor:
     return place.evaluate(n["value"], o=inputs[0])
 
@@ -206,5 +229,7 @@ _MEANING = {
     GraphOp.COMBINE: _combine,
     GraphOp.WEIGH: _weigh,
     GraphOp.LSE: _lse,
+    GraphOp.ROOT: _root,
+    GraphOp.KEEP: _keep,
     GraphOp.GATE: _gate,
 }

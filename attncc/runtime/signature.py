@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node
+from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node, statistic
 from attncc.passes.tiles import Shape
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64", "int32")}
@@ -63,9 +64,14 @@ class Signature:
         return int(self.slots[2].shape[3])
 
 
-def signature(body: Graph, shared: bool) -> Signature:
-    """The signature of a kernel's body; `shared` where queries and keys are the same tokens."""
-    inputs = {n["name"]: n for n in body.find(GraphOp.INPUT)}
+def signature(bodies: Sequence[Graph], shared: bool) -> Signature:
+    """The signature of some kernels' bodies run one after another; `shared` where queries and keys are the same tokens.
+
+    What one of them makes for another is no part of it. Values of a body that reads none have no columns.
+    """
+    body, made = bodies[-1], {statistic(body) for body in bodies}
+    inputs = {n["name"]: n for body in bodies for n in body.find(GraphOp.INPUT) if n["name"] not in made}
+    inputs.setdefault("v", inputs["k"].with_attrs(name="v", shape=(*inputs["k"]["shape"][:3], 0)))
     order = [*STREAMED, *(name for name in ROW_INPUTS if name in inputs), *inputs]
     nodes = [inputs[name] for name in dict.fromkeys(order)]
     heads, dtype = int(inputs["q"]["shape"][1]), inputs["q"]["dtype"]

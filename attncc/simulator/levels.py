@@ -17,7 +17,7 @@ from attncc.passes.tiles import Shape, Tiling, tiles_per_axis
 from attncc.simulator import constants as constant_files
 from attncc.simulator.bounds import classify, count
 from attncc.simulator.instructions import read_report
-from attncc.simulator.predict import Conditions, Launch, Prediction, Rows, predict, predict_many
+from attncc.simulator.predict import Conditions, Launch, Prediction, Rows, predict, predict_many, together
 from attncc.simulator.report import SpeedupReport
 from attncc.simulator.routed import Shares, shares_of
 from attncc.simulator.work import Direction
@@ -114,22 +114,28 @@ def conditions_of(
 
 @dataclass(frozen=True)
 class _Planned:
-    """The plan's kernel with the tiles asked for, and why it cannot be timed, where it cannot."""
+    """The plan's kernels with the tiles asked for, and why these cannot be timed, where they cannot."""
 
-    kernel: KernelPlan
+    kernels: tuple[KernelPlan, ...]
     problem: str = ""
+
+    @property
+    def kernel(self) -> KernelPlan:
+        """The one that reads values."""
+        return self.kernels[-1]
 
     @staticmethod
     def of(spec: AttentionSpec, target: str, q_tile: Shape | None, k_tile: Shape | None, policy: MaskPolicy | None) -> _Planned:
         if policy is not None:
             _one_of("mask_policy", policy, ("partial tiles", "every tile"))
         try:
-            kernel, problem = compiler.plan(spec, target, q_tile, k_tile).kernels[0], ""
+            kernels, problem = compiler.plan(spec, target, q_tile, k_tile).kernels, ""
         except UnsupportedError as error:
             if q_tile is None and k_tile is None:
                 raise
-            kernel, problem = compiler.plan(spec, target).kernels[0], str(error)
-        return _Planned(kernel if policy is None else kernel.model_copy(update={"mask_policy": policy}), problem)
+            kernels, problem = compiler.plan(spec, target).kernels, str(error)
+        chosen = {} if policy is None else {"mask_policy": policy}
+        return _Planned(tuple(kernel.model_copy(update=chosen) for kernel in kernels), problem)
 
 
 Times = tuple[Prediction | None, Prediction | None, str]
@@ -175,7 +181,9 @@ def _times(spec: AttentionSpec, mask: BlockMask, planned: _Planned, c: Condition
     kernel = planned.kernel
     rows = Rows.of(mask, spec.heads, c.batch, kernel.row_order == "descending", shares)
     try:
-        ours = predict(kernel, rows, c)
+        if c.compiled is not None and len(planned.kernels) > 1:
+            raise InputError("resources", f"are of one kernel, and this plan has {len(planned.kernels)}; leave them out")
+        ours = together([predict(each, rows, c) for each in planned.kernels])
         dense = _dense(spec, mask, c) if baseline is None else _measured(baseline, ours)
         return ours, dense, ""
     except TargetError as error:
@@ -189,10 +197,9 @@ def without_times(target: Target) -> str:
 
 def _dense(spec: AttentionSpec, mask: BlockMask, c: Conditions) -> Prediction:
     """The same kernel without its mask and routing, over the same tokens and with the same tiles."""
-    kernel = compiler.plan(
-        spec.model_copy(update={"mask": Full(), "routing": None}), c.target.name, mask.tiling.q_tile, mask.tiling.k_tile
-    ).kernels[0]
-    return predict_many([dense_launch(kernel, mask.tiling, spec.heads, c)])[0]
+    dense = spec.model_copy(update={"mask": Full(), "routing": None})
+    kernels = compiler.plan(dense, c.target.name, mask.tiling.q_tile, mask.tiling.k_tile).kernels
+    return together(predict_many([dense_launch(kernel, mask.tiling, spec.heads, c) for kernel in kernels]))
 
 
 def dense_launch(kernel: KernelPlan, tiling: Tiling, heads: int, c: Conditions) -> tuple[Launch, Rows]:

@@ -152,7 +152,8 @@ class _Many:
 
     def analysed(self, c: Candidate) -> _Analysed:
         """The candidate's tiles."""
-        mask = block_mask(c.spec, c.q_tile, c.k_tile) if c.q_tile and c.k_tile and c.spec.routing is None else None
+        plain = c.spec.routing is None and c.spec.normalizer.record(c.spec.grid).statistic is None
+        mask = block_mask(c.spec, c.q_tile, c.k_tile) if c.q_tile and c.k_tile and plain else None
         if mask is None:
             return _Analysed(c.spec, None, "", simulate(c.spec, self.target.name, c.q_tile, c.k_tile, **self.slow))
         return _Analysed(c.spec, mask, _row_order(mask, c.spec))

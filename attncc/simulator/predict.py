@@ -244,6 +244,27 @@ def _prediction(launch: Launch, rows: Rows, blocks: Floats, end: float) -> Predi
     )
 
 
+def together(parts: Sequence[Prediction]) -> Prediction:
+    """Launches one after another as one: their times add up."""
+    if len(parts) == 1:
+        return parts[0]
+    busy, total = {unit: sum(p.busy[unit] for p in parts) for unit in parts[0].busy}, sum(p.milliseconds for p in parts)
+
+    def mean(name: str) -> float:
+        return sum(float(getattr(p, name)) * p.milliseconds for p in parts) / total
+
+    return Prediction(
+        kernel=parts[-1].kernel,
+        milliseconds=total,
+        limit=_limit(busy),
+        busy=busy,
+        blocks=sum(p.blocks for p in parts),
+        blocks_per_sm=parts[-1].blocks_per_sm,
+        idle=mean("idle"),
+        clock_hz=mean("clock_hz"),
+    )
+
+
 def _limit(spent: Mapping[str, float]) -> str:
     """The busiest unit. The stages of a softmax wait for each other: together they count as one, named by the busiest of them."""
     arithmetic = sum(spent[unit] for unit in ARITHMETIC)
@@ -292,11 +313,11 @@ def blocks_per_sm(kernel: KernelPlan, c: Conditions) -> int:
 def memory_bytes(kernel: KernelPlan, queries: int, keys: int, c: Conditions) -> float:
     """Bytes that must move: every operand once, the output once, twice as much again in backward; partial results of split keys."""
     body = kernel.graph
-    heads, width = source(body.find(GraphOp.SCORES)[0])["shape"][1], body.find(GraphOp.COMBINE)[0].inputs[1]["shape"][3]
+    heads, width = source(body.find(GraphOp.SCORES)[0])["shape"][1], sum(n.inputs[1]["shape"][3] for n in body.find(GraphOp.COMBINE))
     sizes = {"B": c.batch, "H": heads, "NQ": queries, "NK": keys}
     read = sum(_bytes(n, sizes) for n in body.nodes() if n.op is GraphOp.INPUT and n.get("values") is None)
     outputs = float(c.batch * heads * queries * width)
-    written = outputs * BYTES[dtype_of(kernel)]
+    written = outputs * BYTES[dtype_of(kernel)] if width else 4.0 * c.batch * heads * queries
     if c.direction == "backward":
         return 2.0 * (read + written)
     # Partial results are float32, written by one launch and read by the other.

@@ -12,8 +12,10 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import Literal
 
+from attncc.ir.derivatives import derivative
 from attncc.ir.expr import Expr, Kind, Op, nodes, variables
-from attncc.ir.graph import GraphOp
+from attncc.ir.graph import GraphOp, reduction, row_class
+from attncc.ir.rows import SCORE
 from attncc.passes.footprint import element_bytes, widths
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import the_mask
@@ -71,8 +73,21 @@ def tile_work(kernel: KernelPlan, direction: Direction = "forward") -> TileWork:
     score, masked = score_work(kernel), mask_work(kernel)
     if direction == "backward":
         score = score + Work(fma=2.0, integer=1.0) + map_work(kernel) * 2.0
-    full = _products(kernel, 1.0 if direction == "forward" else 2.5) + score * pairs
-    return TileWork(full, full + masked * pairs)
+    full = _products(kernel, 1.0 if direction == "forward" else _recomputed(kernel)) + score * pairs
+    return TileWork(full * walks(kernel), (full + masked * pairs) * walks(kernel))
+
+
+def walks(kernel: KernelPlan) -> float:
+    """How often a kernel walks over its keys: once, but for the sweeps to a root, of which the first finds the greatest score."""
+    return 1.0 + float(reduction(kernel.graph).get("sweeps", 0))
+
+
+def _recomputed(kernel: KernelPlan) -> float:
+    """Products of a backward tile, relative to its forward ones; a statistic has those of scores, dq and dk, a root its scores twice."""
+    found = reduction(kernel.graph)
+    if found.op is GraphOp.ROOT:
+        return 4.0 / walks(kernel)
+    return 2.5 if kernel.graph.find(GraphOp.COMBINE) else 3.0
 
 
 def _products(kernel: KernelPlan, times: float) -> Work:
@@ -88,15 +103,17 @@ def _products(kernel: KernelPlan, times: float) -> Work:
 def score_work(kernel: KernelPlan) -> Work:
     """Work for each score of a tile that needs no mask."""
     body = kernel.graph
-    weight = body.find(GraphOp.WEIGHTS)[0]
-    convert = 0.5 if element_bytes(body) == 2 else 0.0
+    weight, kind = reduction(body), row_class(body)
+    convert = 0.5 if element_bytes(body) == 2 and body.find(GraphOp.COMBINE) else 0.0
     own = _expression(weight["weight"])
-    if weight["row_class"] == "softmax":
+    if kind == "root":
+        own = own + _expression(derivative(weight["weight"], SCORE)) + Work(fma=2.0, integer=1.0)  # both sums, and the greatest score
+    if kind == "softmax":
         rescale = widths(body)[1] / prod(kernel.k_tile)
         own = Work(exp=1.0, fma=2.0 + rescale, integer=1.0)
-    if weight["row_class"] == "ratio":
+    if kind == "ratio":
         own = own + Work(fma=1.0)  # the sum of weights
-    if body.find(GraphOp.COMBINE)[0].get("value_scale") is not None:
+    if any(n.get("value_scale") is not None for n in body.find(GraphOp.COMBINE)):
         own = own + Work(fma=1.0)
     return own + map_work(kernel) + Work(integer=convert + OVERHEAD)
 
@@ -115,7 +132,7 @@ def mask_work(kernel: KernelPlan) -> Work:
     bands = mask["bands"]
     compared = sum(2.0 * share for share in _shares(kernel.k_tile))
     combined = 1.0 if len(bands) > 1 else 0.0
-    counts = kernel.graph.find(GraphOp.WEIGHTS)[0]["row_class"] == "mean"
+    counts = row_class(kernel.graph) == "mean"
     counted = Work(fma=1.0, integer=1.0) if counts else Work()  # in full tiles a constant
     return counted + Work(integer=compared + combined + SELECTS) + _expression(mask["residual"])
 

@@ -145,13 +145,15 @@ class AttentionSpec(Part):
     def _table_problems(self) -> list[str]:
         """Names of run-time inputs: no word of the language or of a call, and one tensor each."""
         formulas = [score.apply(SCORE, self.grid, self.heads) for score in self.scores]
+        statistic = self.normalizer.record(self.grid).statistic
+        kept = None if statistic is None else statistic.name
         found, known = [], self._normalizer_tables() | {read.value.name: read.value for read in self.scale_reads.values()}
         routed = [] if self.routing is None else [self.routing.rows(self.grid), self.routing.weigh(self.grid)]
         scored = ((f"scores.{i}", f) for i, f in enumerate(formulas))
         read = [(field, tables(formula)) for field, formula in [("mask", self.predicate), *scored, *(("routing", f) for f in routed)]]
         for field, found_tables in [*read, *((f"loads.{i}", each.read(self.grid, self.head_dims[0])) for i, each in enumerate(self.loads))]:
             for table in found_tables:
-                if table.name in RESERVED or keyword.iskeyword(table.name):
+                if table.name in RESERVED or keyword.iskeyword(table.name) or table.name == kept:
                     found.append(f"{field}: no run-time input may be called {table.name!r}")
                 if known.setdefault(table.name, table) != table:
                     found.append(f"{field}: {table.name!r} is read as two different tables")
@@ -159,7 +161,9 @@ class AttentionSpec(Part):
 
     def _normalizer_tables(self) -> dict[str, Table]:
         record = self.normalizer.record(self.grid)
-        read = tables(*(value for value in (record.shift, record.sink) if value is not None))
+        kept = record.statistic
+        values = (record.shift, record.sink, None if kept is None else kept.shift)
+        read = tables(*(value for value in values if value is not None))
         return {table.name: table for table in read} | (self.sink_tables if record.sink is BIAS_SCORE else {})
 
     def _output_problems(self) -> list[str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 from attncc.ir.expr import Expr, Kind, Table, const, tables
 from attncc.ir.graph import Graph, GraphOp, Node, Stage, node
-from attncc.ir.rows import BIAS_SCORE, SCORE, Normalizer
+from attncc.ir.rows import BIAS_SCORE, SCORE, Normalizer, Root, RowClass, Statistic
 from attncc.ir.verify import verify
 from attncc.spec.attention import AttentionSpec
 from attncc.spec.gates import LOGIT, OUTPUT
 
 
 def lower(spec: AttentionSpec) -> Graph:
-    """The graph of a spec: one chain from q, k, v to the outputs."""
+    """The graph of a spec: one chain from q, k, v to the outputs, after one for what its weights need to know of their whole row."""
     q, k, v = _operands(spec)
     for each in spec.loads:
         q, k = (each.apply(rows, side, spec.grid, spec.head_dims[0]) for side, rows in (("q", q), ("k", k)))
@@ -26,13 +27,11 @@ def lower(spec: AttentionSpec) -> Graph:
         if value is not SCORE:
             scores = node(GraphOp.MAP, scores, *_reads(value), value=value)
     normalizer = spec.normalizer.record(spec.grid)
-    if normalizer.shift is not None:
-        scores = node(GraphOp.MAP, scores, *_reads(normalizer.shift), value=normalizer.shift)
-    predicate = spec.predicate
-    scores = node(GraphOp.MASK, scores, *_reads(predicate), predicate=predicate)
-    kept = const(True) if spec.routing is None else spec.routing.rows(spec.grid)
-    if kept is not const(True):
-        scores = node(GraphOp.ROUTE, scores, *_reads(kept), rows=kept)
+    statistics = dict[str, Node]()
+    if normalizer.statistic is not None:
+        scores = _shifted(scores, normalizer.statistic.shift, {})
+        statistics[normalizer.statistic.name] = _statistic(spec, normalizer.statistic, _seen(spec, scores))
+    scores = _seen(spec, _shifted(scores, normalizer.shift, statistics))
     weights = _weights(spec, normalizer, scores, q)
     by_value = {"value_scale": factors["v"]} if "v" in factors else {}
     bias = _bias_input(spec, normalizer, "v_bias")
@@ -40,6 +39,29 @@ def lower(spec: AttentionSpec) -> Graph:
     results = {"output": _gated(spec, rows), "lse": node(GraphOp.LSE, weights)}
     outputs = tuple((name, results[name]) for name in spec.outputs)
     return verify(Graph(spec.grid.query, spec.grid.key, outputs), Stage.LOWERED)
+
+
+def _shifted(scores: Node, shift: Expr | None, statistics: Mapping[str, Node]) -> Node:
+    if shift is None:
+        return scores
+    reads = (statistics.get(table.name) or _table_input(table) for table in tables(shift))
+    return node(GraphOp.MAP, scores, *reads, value=shift)
+
+
+def _seen(spec: AttentionSpec, scores: Node) -> Node:
+    """The scores of the pairs that the mask keeps, of rows that routing keeps."""
+    scores = node(GraphOp.MASK, scores, *_reads(spec.predicate), predicate=spec.predicate)
+    kept = const(True) if spec.routing is None else spec.routing.rows(spec.grid)
+    return scores if kept is const(True) else node(GraphOp.ROUTE, scores, *_reads(kept), rows=kept)
+
+
+def _statistic(spec: AttentionSpec, statistic: Statistic, scores: Node) -> Node:
+    of = statistic.of
+    if isinstance(of, Root):
+        number = node(GraphOp.ROOT, scores, weight=of.weight, start=of.start, update=of.update, sweeps=of.sweeps)
+    else:
+        number = node(GraphOp.LSE, node(GraphOp.WEIGHTS, scores, *_reads(of), row_class=RowClass.RATIO.value, weight=of))
+    return node(GraphOp.KEEP, number, name=statistic.name, dtype="float32", shape=("B", "H", "NQ"))
 
 
 def _weights(spec: AttentionSpec, normalizer: Normalizer, scores: Node, q: Node) -> Node:

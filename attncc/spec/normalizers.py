@@ -10,12 +10,15 @@ from pydantic import Field, field_validator
 from attncc.ir.derivatives import derivative
 from attncc.ir.expr import Expr, Kind, Op, Table, apply, const, load, maximum, minimum, var, variables
 from attncc.ir.intervals import interval
-from attncc.ir.rows import BIAS_SCORE, SCORE, Normalizer, RowClass
+from attncc.ir.rows import BIAS_SCORE, ROOT, SCORE, SLOPE_SUM, WEIGHT_SUM, Normalizer, Root, RowClass, Statistic
 from attncc.ir.text import parse
 from attncc.spec.model import Grid, Part
 
 SINKS: dict[str, tuple[str, ...]] = {"per_head": ("H",), "per_query": ("H", "NQ"), "per_batch_query": ("B", "H", "NQ")}
 """Shape of the run-time input `sink` by what a sink depends on."""
+RowScale = tuple[float, float] | Literal["per_query", "per_head_query"] | None
+LEAST_LOG = -80.0
+TINY = 1e-30
 
 
 class Softmax(Part):
@@ -82,13 +85,7 @@ class ReLU(Part):
         return Normalizer(RowClass.POINTWISE, self._weight(), divisor=self._divisor(grid))
 
     def _weight(self) -> Expr:
-        positive = apply(Op.RELU, SCORE)
-        if self.power in (1.0, 2.0, 3.0):
-            weight = positive
-            for _ in range(int(self.power) - 1):
-                weight = weight * positive
-            return weight
-        return apply(Op.POW, positive, self.power)
+        return _power(apply(Op.RELU, SCORE), self.power)
 
     def _divisor(self, grid: Grid) -> Expr | None:
         if self.divisor is None:
@@ -109,7 +106,7 @@ class PositiveRatio(Part):
 
     kind: Literal["positive_ratio"] = "positive_ratio"
     weight: str = "softplus"
-    row_scale: tuple[float, float] | Literal["per_query", "per_head_query"] | None = None
+    row_scale: RowScale = None
     epsilon: float = Field(default=0.0, ge=0)
 
     @field_validator("weight")
@@ -119,23 +116,94 @@ class PositiveRatio(Part):
         return text
 
     def record(self, grid: Grid) -> Normalizer:
-        scale = self._scale(grid)
-        shift = None if scale is None else SCORE * scale
         sink = const(math.log(self.epsilon)) if self.epsilon else None
-        return Normalizer(RowClass.RATIO, positive_weight(self.weight), shift=shift, sink=sink)
-
-    def _scale(self, grid: Grid) -> Expr | None:
-        if self.row_scale is None:
-            return None
-        if isinstance(self.row_scale, tuple):
-            slope, start = self.row_scale
-            return apply(Op.LOG, apply(Op.FLOAT, _place(grid))) * slope + start
-        if self.row_scale == "per_query":
-            return load(Table("row_scale", Kind.FLOAT, ("NQ",)), grid.flat("q"))
-        return load(Table("row_scale", Kind.FLOAT, ("H", "NQ")), var("h"), grid.flat("q"))
+        return Normalizer(RowClass.RATIO, positive_weight(self.weight), shift=_scaled(self.row_scale, grid), sink=sink)
 
 
-NormalizerSpec = Annotated[Softmax | Sigmoid | ReLU | PositiveRatio, Field(discriminator="kind")]
+class Entmax(Part):
+    """max((alpha - 1) s - t, 0)^(1 / (alpha - 1)) over the keys a query sees, with t such that the row adds up to 1: many weights are 0.
+
+    `alpha` 2 is sparsemax (Martins & Astudillo, arXiv 1602.02068), 1.5 between that and softmax, to which it comes close near 1 (Peters
+    et al., arXiv 1905.05702; a GPU kernel of it: AdaSplash, arXiv 2502.12082). A query without keys gives 0; there is no LSE.
+
+    A kernel before finds t, `[B, H, Nq]`, by `sweeps` over the keys: steps of Newton on the 1 / (alpha - 1) norm of the row, which is
+    convex in t, from the left, so that none goes too far. At most 12 reached float32 rounding for 100,000 keys of any spread that was
+    tried. Rows are divided by their sum, so that they add up to 1 whatever is left.
+    """
+
+    kind: Literal["entmax"] = "entmax"
+    alpha: float = Field(default=1.5, ge=1.01, le=2)
+    sweeps: int = Field(default=16, ge=1, le=64)
+
+    def record(self, grid: Grid) -> Normalizer:
+        slope, power = self.alpha - 1.0, 1.0 / (self.alpha - 1.0)
+        root = Root(_power(apply(Op.RELU, SCORE - ROOT), power), SCORE - 1.0, _newton(power), self.sweeps)
+        found = Statistic("threshold", root, None if slope == 1.0 else SCORE * slope)
+        shift = SCORE - _statistic(found.name, grid)
+        return Normalizer(RowClass.RATIO, _power(apply(Op.RELU, SCORE), power), shift=shift, statistic=found)
+
+
+class LSSAR(Part):
+    """x^power / sum x^power over the keys a query sees, x = max(n a - offset, 0), a = softplus(c s) / sum softplus(c s).
+
+    n is the row's length: 1 + the query's place among the keys, q + Nk - Nq, at least 1 ("position", the keys that a causal query sees), or
+    the key tokens of the grid ("keys"). n a is 1 on average, so that an `offset` of 1 keeps what weighs more. c is `row_scale`, as of
+    `positive_ratio`. An x below 1/4096 of the offset is 0: rounding, which a power would make weights of. A row whose x are all 0 gives
+    0, as a row without keys does; LSE is the log of sum x^power. A kernel before makes the log of sum softplus(c s), `[B, H, Nq]`.
+    Length-scaled softplus attention (LSSA) with re-weighting, arXiv 2501.13428.
+    """
+
+    kind: Literal["lssar"] = "lssar"
+    power: float = Field(ge=1, le=64)
+    offset: float = Field(default=1.0, ge=0)
+    count: Literal["position", "keys"] = "position"
+    row_scale: RowScale = None
+
+    def record(self, grid: Grid) -> Normalizer:
+        total = Statistic("row_log", apply(Op.SOFTPLUS, SCORE), _scaled(self.row_scale, grid))
+        count = apply(Op.FLOAT, _place(grid) if self.count == "position" else grid.tokens("k"))
+        # Of a row whose softplus all vanish the log is -inf, and its exponential must leave 0 of them.
+        share = apply(Op.SOFTPLUS, SCORE) * (apply(Op.EXP, -maximum(_statistic(total.name, grid), LEAST_LOG)) * count)
+        x, least = share - self.offset, max(self.offset / 4096, TINY)
+        logarithm = apply(Op.LOG, maximum(x, least)) * self.power
+        shift = apply(Op.SELECT, const(least) < x, logarithm, const(-math.inf))
+        return Normalizer(RowClass.SOFTMAX, apply(Op.EXP, SCORE), shift=shift, statistic=total)
+
+
+NormalizerSpec = Annotated[Softmax | Sigmoid | ReLU | PositiveRatio | Entmax | LSSAR, Field(discriminator="kind")]
+
+
+def _scaled(row_scale: RowScale, grid: Grid) -> Expr | None:
+    """Scores times a number of their row; None where they stay."""
+    if row_scale is None:
+        return None
+    if isinstance(row_scale, tuple):
+        slope, start = row_scale
+        return SCORE * (apply(Op.LOG, apply(Op.FLOAT, _place(grid))) * slope + start)
+    if row_scale == "per_query":
+        return SCORE * load(Table("row_scale", Kind.FLOAT, ("NQ",)), grid.flat("q"))
+    return SCORE * load(Table("row_scale", Kind.FLOAT, ("H", "NQ")), var("h"), grid.flat("q"))
+
+
+def _statistic(name: str, grid: Grid) -> Expr:
+    """The number of a row that a kernel before has made."""
+    return load(Table(name, Kind.FLOAT, ("B", "H", "NQ")), var("b"), var("h"), grid.flat("q"))
+
+
+def _power(base: Expr, power: float) -> Expr:
+    if power not in (1.0, 2.0, 3.0):
+        return apply(Op.POW, base, power)
+    product = base
+    for _ in range(int(power) - 1):
+        product = product * base
+    return product
+
+
+def _newton(power: float) -> Expr:
+    """A step toward norm(x) = 1 from below, norm(x) = (sum x^power)^(1 / power) with x = max(s - t, 0); none where no key is left."""
+    norm = WEIGHT_SUM if power == 1.0 else apply(Op.POW, WEIGHT_SUM, 1.0 / power)
+    slope = SLOPE_SUM if power == 1.0 else SLOPE_SUM / (_power(norm, power - 1.0) * power)
+    return apply(Op.SELECT, const(0.0) < SLOPE_SUM, maximum(ROOT, ROOT + (norm - 1.0) / slope), ROOT)
 
 
 def _place(grid: Grid) -> Expr:

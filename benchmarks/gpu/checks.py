@@ -47,7 +47,7 @@ Record = dict[str, Any]
 
 def inputs_of(kernel: Kernel, tokens: Shape, batch: int, device: str, seed: int) -> Tensors:
     """Fresh tensors for a kernel."""
-    return random_inputs(signature(kernel.plan.kernels[0].graph, kernel.spec.grid.shared), tokens, tokens, batch, device, seed)
+    return random_inputs(signature(kernel.plan.graphs, kernel.spec.grid.shared), tokens, tokens, batch, device, seed)
 
 
 def call(kernel: Kernel, tensors: Tensors, tokens: Shape, layout: str = "bhsd") -> Tensors:
@@ -120,7 +120,7 @@ def generated(kernel: Kernel) -> ModuleType:
 
 def _constants(kernel: Kernel, device: torch.device) -> Tensors:
     """Tables that the spec gives."""
-    constants = signature(kernel.plan.kernels[0].graph, kernel.spec.grid.shared).constants
+    constants = signature(kernel.plan.graphs, kernel.spec.grid.shared).constants
     return {name: torch.tensor(values, dtype=dtype, device=device).reshape(shape) for name, shape, values, dtype in constants}
 
 

@@ -177,7 +177,7 @@ def counts(case: Case, kernel: Kernel) -> Work:
 
 def _labels(case: Case, kernel: Kernel) -> Record:
     """Integer tables of the mask, as numpy arrays."""
-    tables = integer_tables(signature(kernel.plan.kernels[0].graph, kernel.spec.grid.shared), case.tokens, case.tokens, 1, "cpu")
+    tables = integer_tables(signature(kernel.plan.graphs, kernel.spec.grid.shared), case.tokens, case.tokens, 1, "cpu")
     return {name: x.numpy() for name, x in tables.items()}
 
 

@@ -71,6 +71,8 @@ NORMALIZERS = (
     Example(normalizers.Sigmoid(bias="minus_log_keys")),
     Example(normalizers.ReLU(power=2, divisor="keys")),
     Example(normalizers.PositiveRatio(weight="softplus", row_scale=(1.0, 0.5))),
+    Example(normalizers.Entmax(alpha=1.5)),
+    Example(normalizers.LSSAR(power=3, row_scale=(1.0, 0.5))),
 )
 ROUTING = (
     Example(routing.MixtureOfHeads(shared=2, top_k=4)),

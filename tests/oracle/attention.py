@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.oracle.loads import loaded
 from tests.oracle.masks import Indices, Inputs, Spec, concrete, dense_mask, indices
+from tests.oracle.rows import entmax, lssar
 
 
 def attention(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> dict[str, Tensor]:
@@ -221,6 +222,13 @@ def _normalize(normalizer: Spec, s: Tensor, allowed: Tensor, at: Indices, inputs
             weights = weights.masked_fill(~allowed, 0.0)
             total = weights.sum(dim=-1) + normalizer.get("epsilon", 0.0)
             return weights / torch.where(total == 0, 1.0, total)[..., None], {"lse": total.log()}
+        case "entmax":
+            return entmax(float(normalizer.get("alpha", 1.5)), s, allowed), {}
+        case "lssar":
+            scaled = s * _row_scale(normalizer.get("row_scale"), at, inputs).to(s)
+            place = torch.from_numpy(at["q"] + at["nk"] - at["nq"] + 1)
+            weights, lse = lssar(normalizer, scaled, allowed, place)
+            return weights, {"lse": lse}
         case "softmax":
             # A score of -inf masks its pair. The softmax of -inf alone is NaN, so an empty row has scores of 0 and is
             # erased afterwards; that stops its gradients too.

@@ -21,9 +21,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from tests.oracle.attention import alibi_slopes, attention, dense_in_dtype
 from tests.oracle.inputs import random_inputs
 from tests.oracle.masks import concrete, dense_mask, neighborhood_axis
+from tests.oracle.rows import bisected_threshold, entmax
 
 CAUSAL = {"kind": "causal"}
 SOFTMAX, SIGMOID, RELU = {"kind": "softmax"}, {"kind": "sigmoid", "bias": -1.0}, {"kind": "relu"}
+ENTMAX = [{"kind": "entmax", "alpha": alpha} for alpha in (1.3, 1.5, 2.0)]
+LSSAR = {"kind": "lssar", "power": 2.0, "offset": 0.5}
 
 
 def spec_of(**fields: Any) -> dict[str, Any]:
@@ -241,7 +244,7 @@ def test_alibi_slopes_between_powers_of_two() -> None:
     assert alibi_slopes(6) == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3]
 
 
-@pytest.mark.parametrize("normalizer", [SOFTMAX, SIGMOID, RELU], ids=lambda n: n["kind"])
+@pytest.mark.parametrize("normalizer", [SOFTMAX, SIGMOID, RELU, *ENTMAX, LSSAR], ids=str)
 @pytest.mark.parametrize("mode", ["multiply", "add"])
 def test_empty_rows(normalizer: dict[str, Any], mode: str) -> None:
     """Queries 0 and 1 have no key: the gate sees exactly 0, no gradient passes, nothing is NaN."""
@@ -265,7 +268,7 @@ def test_empty_rows(normalizer: dict[str, Any], mode: str) -> None:
     assert all(gradient.isfinite().all() and gradient.any() for gradient in (dq, dk, dv, *others))
 
 
-@pytest.mark.parametrize("normalizer", [SOFTMAX, SIGMOID], ids=lambda n: n["kind"])
+@pytest.mark.parametrize("normalizer", [SOFTMAX, SIGMOID, *ENTMAX, LSSAR], ids=str)
 def test_gradients_by_finite_differences(normalizer: dict[str, Any]) -> None:
     gate = {"activation": "sigmoid", "granularity": "elementwise", "mode": "multiply"}
     scores = [{"kind": "softcap", "cap": 3.0}, {"kind": "relative_bias", "extent": [2, 2], "table": "bias"}]
@@ -279,6 +282,42 @@ def test_gradients_by_finite_differences(normalizer: dict[str, Any]) -> None:
         return (result["output"], *(result[name][:, :, 1:] for name in result.keys() - {"output"}))
 
     assert torch.autograd.gradcheck(run, (q, k, v, inputs["bias"], inputs["gate"]))
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.5, 5.0, 500.0])
+@pytest.mark.parametrize("alpha", [1.05, 1.3, 1.5, 1.9, 2.0])
+def test_entmax_by_its_definition(alpha: float, spread: float) -> None:
+    """Rows add up to 1, the formula holds with one threshold, and bisection agrees with sorting."""
+    s = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 50)) * spread)
+    p = entmax(alpha, s, torch.ones_like(s, dtype=torch.bool))
+    torch.testing.assert_close(p.sum(-1), torch.ones(8, dtype=torch.float64), rtol=0, atol=1e-10)
+    z = (alpha - 1) * (s - s.amax(-1, keepdim=True))
+    tau = bisected_threshold(z, alpha)
+    torch.testing.assert_close(p, (z - tau).clamp(min=0) ** (1 / (alpha - 1)), rtol=1e-9, atol=1e-10)
+    if spread >= 5:
+        assert (p == 0).any()
+
+
+def test_softmax_is_the_limit_of_entmax() -> None:
+    s = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 9)))
+    torch.testing.assert_close(entmax(1.0001, s, s < 9), s.softmax(-1), rtol=1e-3, atol=1e-4)
+
+
+def test_lssar_by_scalar_loop() -> None:
+    """Two sums, one after the other; and under no re-weighting it is the ratio alone."""
+    spec = spec_of(tokens=[7], mask=CAUSAL, normalizer={"kind": "lssar", "power": 2.0, "offset": 0.5, "row_scale": [0.5, 1.0]})
+    q, k, v, _ = random_inputs(spec, 1, 0, torch.float64)
+    result = attention(spec, q, k, v, {})
+    for h, i in np.ndindex(4, 7):
+        c = 0.5 * math.log(i + 1) + 1
+        first = [math.log1p(math.exp(c * float(q[0, h, i] @ k[0, h, j]) / math.sqrt(8))) for j in range(i + 1)]
+        second = [max((i + 1) * a / sum(first) - 0.5, 0.0) ** 2 for a in first]
+        expected = sum(w * v[0, h, j] for j, w in enumerate(second)) / sum(second)
+        torch.testing.assert_close(result["output"][0, h, i], expected, rtol=1e-12, atol=1e-12)
+        assert float(result["lse"][0, h, i]) == pytest.approx(math.log(sum(second)))
+    plain = spec | {"normalizer": {"kind": "lssar", "power": 1.0, "offset": 0.0}}
+    ratio = spec | {"normalizer": {"kind": "positive_ratio"}}
+    torch.testing.assert_close(attention(plain, q, k, v, {})["output"], attention(ratio, q, k, v, {})["output"])
 
 
 @pytest.mark.parametrize(("granularity", "shape"), [("elementwise", (4, 5)), ("headwise", (4, 1)), ("shared", (1, 5))])

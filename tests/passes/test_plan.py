@@ -128,13 +128,19 @@ def test_unknown_targets_are_refused() -> None:
 
 @given(cases())
 def test_fusion_keeps_every_result(case: Case) -> None:
-    """One kernel, whose inputs are all that the body reads and whose results are the graph's outputs."""
+    """One kernel, whose inputs are all that the body reads and whose results are the graph's outputs; one more for each statistic kept."""
     graph = canonical(AttentionSpec.model_validate(case.spec))
     fused = fuse(graph)
-    (made,) = fused.find(GraphOp.KERNEL)
-    assert set(made.inputs) == set(graph.find(GraphOp.INPUT)) == set(made["body"].find(GraphOp.INPUT))
+    *before, made = fused.find(GraphOp.KERNEL)
+    kept = {n["name"] for n in graph.find(GraphOp.KEEP)}
+    for kernel in (*before, made):
+        assert {n["name"] for n in kernel.inputs} == {n["name"] for n in kernel["body"].find(GraphOp.INPUT)}
+    read = {n for kernel in (*before, made) for n in kernel["body"].find(GraphOp.INPUT)}
+    assert set(graph.find(GraphOp.INPUT)) == {n for n in read if n["name"] not in kept}
+    assert [[name for name, _ in kernel["body"].outputs] for kernel in before] == [[name] for name in kept]
+    assert {n["name"] for n in fused.find(GraphOp.KEEP)} == kept == {n["name"] for n in read if n["name"] in kept}
     assert [name for name, _ in fused.outputs] == [name for name, _ in made["body"].outputs] == case.spec.get("outputs", ["output"])
-    assert {n["result"] for n in fused.find(GraphOp.PICK)} == {name for name, _ in fused.outputs}
+    assert {n["result"] for n in fused.find(GraphOp.PICK)} == {name for name, _ in fused.outputs} | kept
 
 
 @pytest.mark.parametrize(

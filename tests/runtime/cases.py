@@ -128,6 +128,31 @@ CASES: dict[str, tuple[Json, list[int]]] = {
              normalizer={"kind": "positive_ratio", "weight": "elu_plus_one", "row_scale": "per_query"}),
         [],
     ),
+    "entmax": (
+        spec([150], key_tokens=[37], mask={"kind": "causal", "align": "bottom_right"}, normalizer={"kind": "entmax"}, gate=GATE,
+             scores=[{"kind": "alibi", "trainable": True}]),
+        [],
+    ),
+    "sparsemax": (
+        spec([None, 7], normalizer={"kind": "entmax", "alpha": 2.0}, mask=SEGMENTS, heads=4, key_heads=2,
+             scores=[{"kind": "scale", "value": -2.5}, {"kind": "relative_bias", "extent": [2, 3]}]),
+        [6],
+    ),
+    "entmax in residue classes": (
+        spec([11, 13], mask=neighborhood([3, 5], [1, 2], [3, 2], [False, True]), normalizer={"kind": "entmax", "alpha": 1.2}, value_dim=5,
+             heads=4, routing={"kind": "relu", "shared": 1}),
+        [],
+    ),
+    "re-weighted softplus": (
+        spec([None], mask=CAUSAL, normalizer={"kind": "lssar", "power": 3.0, "row_scale": [0.5, 1.0]}, outputs=WITH_LSE, heads=4,
+             key_heads=1),
+        [90],
+    ),
+    "re-weighted softplus over keys": (
+        spec([9, 10], mask={"kind": "disc", "radius": 4}, outputs=WITH_LSE, token_scales=["q", "v"],
+             normalizer={"kind": "lssar", "power": 1.5, "offset": 0.25, "count": "keys", "row_scale": "per_head_query"}),
+        [],
+    ),
     "a ratio of one's own": (
         spec([60], mask={"kind": "predicate", "text": "(q + k) % 5 > q // 8"}, outputs=WITH_LSE,
              normalizer={"kind": "positive_ratio", "weight": "select(s > 1, sqrt(abs(s) + 2), abs(tanh(s)))"}),

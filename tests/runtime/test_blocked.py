@@ -21,7 +21,7 @@ from attncc.runtime.blocked.problem import problem
 from attncc.runtime.blocked.strips import head_chunks
 from attncc.runtime.blocked.workers import run_tasks
 from attncc.runtime.operands import Operands
-from attncc.runtime.program import find_program
+from attncc.runtime.program import make_programs
 from tests.oracle import concrete
 from tests.runtime.cases import CASES, Case, gradients
 
@@ -211,7 +211,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("attention", "banded", "listed", "routed"):
+    for module in ("attention", "banded", "listed", "roots", "routed"):
         monkeypatch.setattr(f"attncc.runtime.blocked.{module}.host_reads", lambda device: False)
 
 
@@ -223,12 +223,14 @@ def test_on_a_device_the_host_never_waits(name: str, as_on_a_device: None, monke
     ours, theirs = gradients(got, leaves), gradients(want, leaves)
     for leaf in leaves:
         torch.testing.assert_close(ours[leaf], theirs[leaf], rtol=0, atol=1e-9)
-    program, shape = find_program(case.kernel()._name), concrete(case.json, case.lengths)
-    tables = program.tables([case.inputs[name].detach() for name in program.signature.names], case.q.device)
-    trained = frozenset(name for name in leaves if name in tables)
-    q, k, v = (x.detach() for x in (case.q, case.k, case.v))
-    operands = Operands(q, k, v, tables, tuple(shape["tokens"]), tuple(shape["key_tokens"]), trained)
+    kernel, shape, known = case.kernel(), concrete(case.json, case.lengths), dict(case.inputs)
     monkeypatch.setattr("attncc.runtime.blocked.rules.capturing", lambda device: True)
-    with NoWaiting():
-        rows, lse = run_forward(program.kernel, operands)
-        run_backward(program.kernel, operands, rows, lse, torch.ones_like(rows), lse)
+    for program in make_programs(kernel.spec, kernel.plan, False):
+        tables = program.tables([known[name].detach() for name in program.signature.names], case.q.device)
+        trained = frozenset(name for name in leaves if name in tables) | {"threshold", "row_log"} & set(tables)
+        q, k, v = (x.detach() for x in (case.q, case.k, case.k[..., :0] if program.statistic else case.v))
+        operands = Operands(q, k, v, tables, tuple(shape["tokens"]), tuple(shape["key_tokens"]), trained)
+        with NoWaiting():
+            rows, lse = run_forward(program.kernel, operands)
+            run_backward(program.kernel, operands, rows, lse, torch.ones_like(rows), lse)
+        known |= {} if program.statistic is None or lse is None else {program.statistic: lse}

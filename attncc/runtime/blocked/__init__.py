@@ -2,8 +2,8 @@
 
 `problem` turns a call into what the engine takes: `banded` where the mask is a product of bands (or documents packed in order), else
 `listed`, by its block mask; `formulas` makes score maps and weights of the plan's graph. `attention` runs it forward and backward in
-independent tasks on `workers`: `strips` of `bands`, or runs of `tiles`. Either yields blocks, which `block` computes by the call's
-`rules`. `sinks` joins finished rows with what is no key of the mask.
+independent tasks on `workers`: `strips` of `bands`, or runs of `tiles`. Either yields blocks, which `block` (or `roots`) computes by the
+call's `rules`. `sinks` joins finished rows with what is no key of the mask.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attncc.ir.graph import statistic
 from attncc.passes.plan import KernelPlan
 from attncc.runtime.blocked.attention import backward, forward
 from attncc.runtime.blocked.problem import problem
@@ -23,7 +24,10 @@ Gradients = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 
 
 def run_forward(kernel: KernelPlan, operands: Operands) -> tuple[Tensor, Tensor | None]:
-    """Output rows before any gate, `[B, Hq, Nq, Dv]` in the type of q, and the log `[B, Hq, Nq]` of what they divide by, if anything."""
+    """Output rows before any gate, `[B, Hq, Nq, Dv]` in the type of q, and the log `[B, Hq, Nq]` of what they divide by, if anything.
+
+    Of a kernel for a statistic, rows have no columns and the statistic is in place of the log.
+    """
     operands = prepared(kernel.graph, operands)
     rows, lse = forward(problem(kernel, operands), operands.q, operands.k, operands.v)
     sink = Sink.of(kernel.graph, operands)
@@ -33,7 +37,9 @@ def run_forward(kernel: KernelPlan, operands: Operands) -> tuple[Tensor, Tensor 
     rows = divided(kernel.graph, operands, rows)
     if kept is None:
         return rows, lse
-    return rows.masked_fill_(~kept[..., None], 0.0), None if lse is None else lse.masked_fill_(~kept, -torch.inf)
+    # A statistic of a row that is erased is still read where all rows are computed: 0 keeps these finite.
+    nothing = -torch.inf if statistic(kernel.graph) is None else 0.0
+    return rows.masked_fill_(~kept[..., None], 0.0), None if lse is None else lse.masked_fill_(~kept, nothing)
 
 
 def run_backward(

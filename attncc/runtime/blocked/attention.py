@@ -12,7 +12,8 @@ from torch import Tensor
 
 from attncc.runtime.blocked.bands import BandPlan
 from attncc.runtime.blocked.block import attend, attend_backward
-from attncc.runtime.blocked.rules import SAFE_SCORE, Pointwise, Rules, ScoreMap, TableSums, TileMask
+from attncc.runtime.blocked.roots import solve, solve_backward
+from attncc.runtime.blocked.rules import SAFE_SCORE, Pointwise, Root, Rules, ScoreMap, TableSums, TileMask
 from attncc.runtime.blocked.strips import HeadTensors, Strip, plan_strips
 from attncc.runtime.blocked.tiles import Slots, TilePlan, TileRun
 from attncc.runtime.blocked.workers import Turn, host_reads, run_tasks, worker_count
@@ -35,6 +36,7 @@ class Problem:
     pointwise: Pointwise | None = None
     mask: TileMask | None = None
     whole: bool = True
+    root: Root | None = None
 
     @property
     def slots(self) -> Slots | None:
@@ -57,7 +59,7 @@ def forward(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
     """Attend: q [B, Hq, Nq, D], k [B, Hk, Nk, D], v [B, Hv, Nk, Dv] to out [B, Hq, Nq, Dv] and lse [B, Hq, Nq].
 
     `out` has q's dtype; `lse`, the natural log of what rows divide by, is float32, float64 for float64 inputs, None for pointwise weights.
-    A row without a key gives 0 and -inf.
+    A row without a key gives 0 and -inf. Of a kernel that finds a root, values have no columns and `lse` is the root, 0 without a key.
     """
     slots = problem.slots
     k, v = (k, v) if slots is None else (slots.arrange(k), slots.arrange(v))
@@ -66,7 +68,7 @@ def forward(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
     lse = torch.empty((*q.shape[:3], 1), dtype=rules.dtype, device=q.device)
     if not problem.plans or not problem.whole:
         out.zero_()
-        lse.fill_(-math.inf)
+        lse.fill_(rules.nothing)
     results = {"out": _flat(out)} | ({"lse": _flat(lse)} if rules.totals else {})
     operands = HeadTensors(problem.heads, {"q": _flat(q)}, results, _keys(rules, k, v), {})
     workers = worker_count(q.device)
@@ -78,7 +80,7 @@ def forward(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
 def _forward_task(rules: Rules, task: Task, operands: HeadTensors) -> None:
     loaded = task.load(rules, operands)
     for block in loaded.blocks():
-        attend(rules, block)
+        (attend if rules.root is None else solve)(rules, block)
     loaded.store()
 
 
@@ -152,7 +154,7 @@ def _backward_task(rules: Rules, operands: HeadTensors, tables: dict[str, Tensor
         sums = TableSums(rules.scores, rules.dtype)
         loaded = task.load(rules, operands)
         for block in loaded.blocks():
-            attend_backward(rules, block, sums)
+            (attend_backward if rules.root is None else solve_backward)(rules, block, sums)
         loaded.store()
         own = sums.finish()
         turn.wait()
@@ -174,7 +176,7 @@ def _rules(problem: Problem, q: Tensor, k: Tensor) -> Rules:
         bound = problem.scores.bound
         finite = finite and problem.scores.finite and all(math.isfinite(float(table.sum())) for table in problem.scores.tables)
     like = torch.empty(0, dtype=dtype, device=q.device)
-    return Rules(problem.scale, problem.scores, problem.pointwise, bound <= SAFE_SCORE, finite, like, problem.mask)
+    return Rules(problem.scale, problem.scores, problem.pointwise, bound <= SAFE_SCORE, finite, like, problem.mask, problem.root)
 
 
 def _longest(x: Tensor, dtype: torch.dtype) -> Tensor:

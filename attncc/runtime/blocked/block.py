@@ -46,7 +46,7 @@ class Piece(NamedTuple):
 class Block(NamedTuple):
     """Row tiles with equal key counts: `rows` by name, each [*lead, rows, width]; `lead` regroups to Mk or Mv.
 
-    A piece may lie in scratch that the next one overwrites.
+    A piece may lie in scratch that the next one overwrites. Pieces may be walked more than once.
     """
 
     rows: dict[str, Tensor]
@@ -58,7 +58,7 @@ def attend(rules: Rules, block: Block) -> None:
     out, lse = block.rows["out"], block.rows.get("lse")
     state = _State()
     for piece in block.pieces:
-        s = _mapped(rules, _raw_scores(rules, block, piece, "scores"), piece)
+        s = mapped(rules, raw_scores(rules, block, piece, "scores"), piece)
         if rules.pointwise is None:
             weights = s
             state.normalize(s, rules.bounded)
@@ -114,7 +114,7 @@ class _State:
         self.acc = torch.bmm(weights, v) if self.acc is None else self.acc.baddbmm_(weights, v)
 
 
-def _raw_scores(rules: Rules, block: Block, piece: Piece, slot: str) -> Tensor:
+def raw_scores(rules: Rules, block: Block, piece: Piece, slot: str) -> Tensor:
     """`factor` q k^T of a block, [*lead, rows, columns]."""
     q = block.rows["q"]
     matrices, columns = piece.k.shape[0], piece.k.shape[1]
@@ -124,7 +124,7 @@ def _raw_scores(rules: Rules, block: Block, piece: Piece, slot: str) -> Tensor:
     return s.view(*q.shape[:-1], columns)
 
 
-def _mapped(rules: Rules, s: Tensor, piece: Piece) -> Tensor:
+def mapped(rules: Rules, s: Tensor, piece: Piece) -> Tensor:
     """Scores after map and mask, in their base; overwrites `s` where no map needs to see it again."""
     if rules.scores is not None:
         assert piece.place is not None
@@ -174,18 +174,35 @@ def attend_backward(rules: Rules, block: Block, sums: TableSums) -> None:
     total: Tensor | None = None
     for piece in block.pieces:
         weights, ds = _score_gradients(rules, block, piece, (grad_out, delta, lse), sums)
-        matrices, columns = piece.k.shape[0], piece.k.shape[1]
-        assert piece.dk is not None and piece.dv is not None
-        values = piece.v.shape[0]
-        piece.dv.baddbmm_(weights.reshape(values, -1, columns).transpose(1, 2), grad_out.view(values, -1, grad_out.shape[-1]))
-        ds = ds.reshape(matrices, -1, columns)
-        q = block.rows["q"]
-        piece.dk.baddbmm_(ds.transpose(1, 2), q.reshape(matrices, -1, q.shape[-1]), alpha=rules.scale)
-        total = torch.bmm(ds, piece.k) if total is None else total.baddbmm_(ds, piece.k)
+        assert piece.dv is not None
+        by_value = weights.reshape(piece.v.shape[0], -1, piece.v.shape[1])
+        piece.dv.baddbmm_(by_value.transpose(1, 2), grad_out.view(*by_value.shape[:2], grad_out.shape[-1]))
+        total = spread(rules, block, piece, ds, total)
     if total is None:
         dq.zero_()
         return
     torch.mul(total.view(dq.shape), rules.scale, out=dq)
+
+
+def spread(rules: Rules, block: Block, piece: Piece, ds: Tensor, total: Tensor | None) -> Tensor:
+    """Add to the piece's dk what gradients of its scaled scores say, and to `total`, which is dq but for the scale."""
+    matrices, columns = piece.k.shape[0], piece.k.shape[1]
+    assert piece.dk is not None
+    ds = ds.reshape(matrices, -1, columns)
+    q = block.rows["q"]
+    piece.dk.baddbmm_(ds.transpose(1, 2), q.reshape(matrices, -1, q.shape[-1]), alpha=rules.scale)
+    return torch.bmm(ds, piece.k) if total is None else total.baddbmm_(ds, piece.k)
+
+
+def through_maps(rules: Rules, raw: Tensor, ds: Tensor, piece: Piece, sums: TableSums) -> Tensor:
+    """The gradient of scaled scores from that of mapped ones."""
+    if rules.scores is None:
+        return ds
+    assert piece.place is not None
+    ds = sums.through(raw, ds, piece.place)
+    if not rules.finite:
+        _mask(rules, ds, piece, 0.0)
+    return ds
 
 
 def _row_gradients(rules: Rules, block: Block) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -220,11 +237,11 @@ def _score_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Weights of one piece and the gradient of its scaled scores, both [*lead, rows, columns]."""
     grad_out, delta, lse = rowwise
-    raw = _raw_scores(rules, block, piece, "scores")
-    s = _mapped(rules, raw, piece)
+    raw = raw_scores(rules, block, piece, "scores")
+    s = mapped(rules, raw, piece)
     values, columns = piece.v.shape[0], piece.v.shape[1]
     ds = rules.scratch("grads", (values, s.numel() // (values * columns), columns))
-    torch.bmm(grad_out.view(values, -1, grad_out.shape[-1]), piece.v.transpose(1, 2), out=ds)
+    torch.bmm(grad_out.view(*ds.shape[:2], grad_out.shape[-1]), piece.v.transpose(1, 2), out=ds)
     ds = ds.view(s.shape)
     if rules.pointwise is not None:
         weights, slopes = (_masked(rules, f(s), piece) for f in (rules.pointwise.value, rules.pointwise.slope))
@@ -236,9 +253,4 @@ def _score_gradients(
         weights = (s if lse is None else torch.threshold_(s.sub_(lse), LEAST_EXPONENT, -math.inf)).exp2_()
         assert delta is not None
         ds.sub_(delta).mul_(weights)
-    if rules.scores is not None:
-        assert piece.place is not None
-        ds = sums.through(raw, ds, piece.place)
-        if not rules.finite:
-            _mask(rules, ds, piece, 0.0)
-    return weights, ds
+    return weights, through_maps(rules, raw, ds, piece, sums)

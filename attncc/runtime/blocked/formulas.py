@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 from attncc.ir.arrays import Arrays, torch_arrays
 from attncc.ir.derivatives import derivative
 from attncc.ir.expr import Expr, Kind, Op, const, nodes, substitute, tables, variables
-from attncc.ir.graph import Graph, GraphOp
+from attncc.ir.graph import Graph, GraphOp, reduction
 from attncc.ir.intervals import interval, may_be_infinite
 from attncc.ir.rows import SCORE
 from attncc.ir.values import evaluate, evaluate_all
 from attncc.passes.tiles import Shape
-from attncc.runtime.blocked.rules import Pointwise, ScoreMap, Total, Where
+from attncc.runtime.blocked.rules import Pointwise, Root, ScoreMap, Total, Where
 from attncc.runtime.operands import Operands
 
 Env = dict[str, Any]
@@ -220,9 +220,9 @@ TOTALS: dict[str, Total] = {"mean": "keys", "ratio": "weights"}
 
 
 def pointwise(graph: Graph, operands: Operands) -> Pointwise | None:
-    """The weights of a normalizer other than softmax; None for that."""
-    node = graph.find(GraphOp.WEIGHTS)[0]
-    if node["row_class"] == "softmax":
+    """The weights of a normalizer other than softmax; None for that, and where there are none."""
+    node = reduction(graph)
+    if node.op is GraphOp.ROOT or node["row_class"] == "softmax":
         return None
     weight, slope = node["weight"], _slope(node["weight"], SCORE)
     arrays, lengths = torch_arrays(operands.compute), operands.lengths
@@ -232,6 +232,19 @@ def pointwise(graph: Graph, operands: Operands) -> Pointwise | None:
         return found if isinstance(found, Tensor) else torch.full((), found, dtype=s.dtype, device=s.device).expand(s.shape)
 
     return Pointwise(partial(value, weight), partial(value, slope), TOTALS.get(node["row_class"]), _vanishes(weight, slope, lengths))
+
+
+def root(graph: Graph, operands: Operands) -> Root | None:
+    """The root that a kernel finds, if it does."""
+    node, arrays = reduction(graph), torch_arrays(operands.compute)
+    if node.op is not GraphOp.ROOT:
+        return None
+
+    def formula(of: Expr, *names: str) -> Callable[..., Tensor]:
+        return lambda *values: cast(Tensor, evaluate(of, {**operands.lengths, **dict(zip(names, values))}, arrays))
+
+    weight, slope = (formula(f, "s", "t") for f in (node["weight"], _slope(node["weight"], SCORE)))
+    return Root(weight, slope, formula(node["start"], "s"), formula(node["update"], "t", "w", "d"), node["sweeps"])
 
 
 def _vanishes(weight: Expr, slope: Expr, lengths: Mapping[str, int]) -> bool:

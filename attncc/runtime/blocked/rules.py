@@ -110,6 +110,17 @@ class Pointwise:
     vanishes: bool = True
 
 
+@dataclass(frozen=True)
+class Root:
+    """A number t of each row, found in `sweeps` over its keys: `attncc.ir.rows.Root` in torch, `slope` being the weight's derivative."""
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor], Tensor]
+    start: Callable[[Tensor], Tensor]
+    update: Callable[[Tensor, Tensor, Tensor], Tensor]
+    sweeps: int
+
+
 class Kept:
     """What blocks add to scores (masks, offsets), made so far; at most about `KEPT_BYTES` of it.
 
@@ -166,7 +177,7 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Rules:
-    """What turns scores into weights, the same for every block.
+    """What turns scores into weights, or into the root of a row, the same for every block.
 
     `bounded`: no score can overflow exp. `finite`: no score is NaN or infinite, so that adding -inf masks it. `like` has the compute
     dtype and device; `mask` is that of tile plans.
@@ -179,6 +190,7 @@ class Rules:
     finite: bool
     like: Tensor
     mask: TileMask | None = None
+    root: Root | None = None
     offsets: Kept = field(default_factory=Kept)
     _local: threading.local = field(default_factory=threading.local)
 
@@ -194,13 +206,18 @@ class Rules:
 
     @property
     def totals(self) -> bool:
-        """Whether rows have a denominator."""
+        """Whether rows have a denominator, or a root in its place."""
         return self.pointwise is None or self.pointwise.total is not None
+
+    @property
+    def nothing(self) -> float:
+        """The row number of a row without keys."""
+        return -math.inf if self.root is None else 0.0
 
     @property
     def base(self) -> float:
         """The factor that brings scores to the base of the exponential that follows."""
-        return LOG2E if self.pointwise is None else 1.0
+        return LOG2E if self.pointwise is None and self.root is None else 1.0
 
     def offset(self, place: Place) -> Tensor:
         """What an additive map adds to scores, which are in their base already."""

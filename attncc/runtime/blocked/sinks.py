@@ -15,7 +15,7 @@ from torch import Tensor
 from attncc.ir.arrays import torch_arrays
 from attncc.ir.derivatives import derivative
 from attncc.ir.expr import Expr
-from attncc.ir.graph import Graph, GraphOp
+from attncc.ir.graph import Graph, GraphOp, reduction
 from attncc.ir.rows import BIAS_SCORE
 from attncc.ir.values import evaluate
 from attncc.runtime.blocked.formulas import Env, Places, table_gradients
@@ -41,7 +41,7 @@ class Sink:
     @staticmethod
     def of(graph: Graph, operands: Operands) -> Sink | None:
         """The sink of a kernel's graph, if it has one."""
-        weights = graph.find(GraphOp.WEIGHTS)[0]
+        weights = reduction(graph)
         if weights.get("sink") is None:
             return None
         logit: Expr = weights["sink"]
@@ -81,7 +81,7 @@ class Sink:
 
 def divided(graph: Graph, operands: Operands, rows: Tensor) -> Tensor:
     """Rows over the divisor of their normalizer; themselves where there is none. So are their gradients divided."""
-    divisor = graph.find(GraphOp.WEIGHTS)[0].get("divisor")
+    divisor = reduction(graph).get("divisor")
     if divisor is None:
         return rows
     return (rows / _evaluated(graph, operands, divisor, row_env(graph, operands))).to(rows.dtype)

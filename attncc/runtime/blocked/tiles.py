@@ -165,14 +165,15 @@ class LoadedRun:
         self.rows = {name: self._gather(x) for name, x in operands.rows.items()}
         self._results: list[tuple[Tensor, Tensor]] = []
         self.rows |= {name: self._result(name, x) for name, x in operands.results.items()}
-        self._sums: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._sums: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def _heads(self, x: Tensor) -> Tensor:
         return x[self.run.heads.start : self.run.heads.stop]
 
     def _grouped(self, x: Tensor) -> Tensor:
         """[heads, tiles * queries, width] to [key heads, tiles, group, queries, width]."""
-        return x.view(self.key_heads, -1, *self.run.tokens.shape, x.shape[-1]).transpose(1, 2)
+        group = len(self.run.heads) // self.key_heads
+        return x.view(self.key_heads, group, *self.run.tokens.shape, x.shape[-1]).transpose(1, 2)
 
     def _gather(self, x: Tensor) -> Tensor:
         return self._grouped(self._heads(x).index_select(1, self.index).to(self.rules.dtype))
@@ -186,21 +187,22 @@ class LoadedRun:
     def store(self) -> None:
         """Bring row results to their places."""
         for target, copy in self._results:
-            source = copy.transpose(1, 2).reshape(target.shape[0], -1, copy.shape[-1])
+            source = copy.transpose(1, 2).reshape(target.shape[0], len(self.index), copy.shape[-1])
             target.index_copy_(1, self.index, source.to(target.dtype))
 
     def add_sums(self) -> None:
         """Add the key-side sums; runs that share heads must not do so at once."""
-        for target, index, own in self._sums:
+        for target, index, own in self._sums.values():
             target.index_add_(1, index, own)
 
     def blocks(self) -> Iterator[Block]:
         """One block, its key tiles in pieces of at most MAX_KEYS columns."""
         count = self.run.columns.shape[1]
         step = max(MAX_KEYS // self.run.plan.size[1], 1)
-        yield Block(self.rows, (self._piece(a, min(a + step, count)) for a in range(0, count, step)))
+        yield Block(self.rows, _Pieces(self, range(0, count, step), step))
 
-    def _piece(self, a: int, b: int) -> Piece:
+    def piece(self, a: int, b: int) -> Piece:
+        """Key tiles [a, b) of every row tile, gathered."""
         columns = self.run.columns[:, a:b]
         index = columns.flatten()
         k, v = (self._key_tiles(name, x, index) for name, x in self.operands.keys.items())
@@ -217,17 +219,24 @@ class LoadedRun:
         tiles = self._tile_rows(name, x)
         shape = (tiles.shape[0], len(index), tiles.shape[2])
         gathered = torch.index_select(tiles, 1, index, out=self.rules.scratch(name, shape))
-        return gathered.view(tiles.shape[0] * len(self.run.tokens), -1, x.shape[-1])
+        return gathered.view(*self._gathered(tiles, len(index)), x.shape[-1])
+
+    def _gathered(self, tiles: Tensor, count: int) -> tuple[int, int]:
+        """Matrices and columns of `count` key tiles for all row tiles."""
+        rows = len(self.run.tokens)
+        return tiles.shape[0] * rows, count // rows * self.run.plan.size[1]
 
     def _own_sum(self, name: str, x: Tensor, index: Tensor, a: int) -> Tensor:
         tiles = self._tile_rows(name, x)
-        own = self.rules.scratch(f"{name}{a}", (tiles.shape[0], len(index), tiles.shape[2])).zero_()
-        self._sums.append((tiles, index, own))
-        return own.view(tiles.shape[0] * len(self.run.tokens), -1, x.shape[-1])
+        if (name, a) not in self._sums:
+            own = self.rules.scratch(f"{name}{a}", (tiles.shape[0], len(index), tiles.shape[2])).zero_()
+            self._sums[name, a] = tiles, index, own
+        return self._sums[name, a][2].view(*self._gathered(tiles, len(index)), x.shape[-1])
 
     def _tile_rows(self, name: str, x: Tensor) -> Tensor:
         """[heads, tiles, tile size * width]: gathered row-wise, a tile is one long row."""
-        return split_tokens(x[self.operands.key_heads(name, self.run.heads)], (-1, self.run.plan.size[1])).flatten(2)
+        side = self.run.plan.size[1]
+        return split_tokens(x[self.operands.key_heads(name, self.run.heads)], (x.shape[1] // side, side)).flatten(2)
 
     def _part(self, columns: Tensor, full: int, piece: tuple[int, int]) -> Part:
         """The mask of the partial key tiles `columns` [row tiles, count], which stand behind `full` others."""
@@ -251,3 +260,15 @@ class LoadedRun:
         h = h.view(self.key_heads if len(heads) > 1 else 1, 1, -1, 1, 1)
         k = plan.keys.tokens[columns].flatten(1)[:, None, None, :]
         return Where(h // query_heads, h % query_heads, self.run.tokens[:, None, :, None], k)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """The pieces of a run's block, `step` key tiles each, gathered again whenever they are walked."""
+
+    run: LoadedRun
+    starts: range
+    step: int
+
+    def __iter__(self) -> Iterator[Piece]:
+        return (self.run.piece(a, min(a + self.step, self.starts.stop)) for a in self.starts)
