@@ -33,9 +33,9 @@ def emit(plan: Plan, spec_json: str) -> str:
         raise UnsupportedError("Triton source for target cpu", "the cpu runs blocked torch", "plan for a GPU target, such as sm_90")
     if len(plan.kernels) != 1:
         raise UnsupportedError(
-            f"a module of {len(plan.kernels)} kernels",
+            f"a normalizer that takes {len(plan.kernels)} kernels, the first {plan.kernels[0].name}, on {plan.target}",
             "a file holds one launch",
-            "compile the parts as specs of their own",
+            "target cpu, or normalizer positive_ratio",
         )
     facts = Facts(plan.kernels[0], record)
     if RoutedRows(Visit(facts)).gathers and not (facts.ranges and facts.body.order == (1,)):

@@ -54,7 +54,6 @@ def tile(graph: Graph, target: Target, q_tile: Shape | None = None, k_tile: Shap
     Raises:
         UnsupportedError: a demanded shape that does not fit the target.
     """
-
     # Kernels that run one after another see the same pairs: one block mask serves all, in tiles of the last, which reads values too.
     *before, last = graph.find(GraphOp.KERNEL)
     main = _tiled(last, target, q_tile, k_tile) if before else last
