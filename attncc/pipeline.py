@@ -11,7 +11,7 @@ from attncc.passes.canonicalize import canonicalize
 from attncc.passes.fuse import fuse
 from attncc.passes.order import order_tokens
 from attncc.passes.plan import KernelPlan, Plan, make_plan
-from attncc.passes.schedule import schedule
+from attncc.passes.schedule import gathers, schedule
 from attncc.passes.tile import tile
 from attncc.passes.tiles import Shape
 from attncc.passes.views import choose_views
@@ -82,13 +82,18 @@ def check(given: Plan, spec: AttentionSpec, target: str) -> Plan:
 
     made = make_plan(schedule(choose_views(graph.rewrite(tiled), record)), spec.digest, record.name)
     for ours, theirs in zip(made.kernels, given.kernels):
-        if ours.body != theirs.body or (theirs.block_mask == "ranges" and ours.block_mask != "ranges"):
+        if ours.body != theirs.body or theirs.block_mask not in _forms(ours):
             raise PlanError(f"plan: block_mask {theirs.block_mask!r} of {theirs.name} cannot describe the mask")
         if [(v.operand, v.prepared) for v in ours.views] != [(v.operand, v.prepared) for v in theirs.views] or _boxes(theirs) - _boxes(
             ours
         ):
             raise PlanError(f"plan: views of {theirs.name} that {record.name} or its tiles do not allow")
     return given
+
+
+def _forms(kernel: KernelPlan) -> set[str]:
+    """Forms that describe the block mask of a kernel: lists describe that of any but gathered rows."""
+    return {kernel.block_mask} if gathers(kernel.graph) else {kernel.block_mask, "lists"}
 
 
 def _boxes(kernel: KernelPlan) -> set[str]:

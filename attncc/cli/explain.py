@@ -157,7 +157,7 @@ def _print(out: Console, found: Explanation) -> None:
 
 def _plan_table(kernel: KernelPlan) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
-    form = {"ranges": "computed in the kernel from its rows", "lists": "read from lists"}[kernel.block_mask]
+    form = kernel.form
     rows = {
         "query tile": " × ".join(map(str, kernel.q_tile)),
         "key tile": " × ".join(map(str, kernel.k_tile)),

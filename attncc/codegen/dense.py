@@ -59,7 +59,7 @@ class Dense:
             '    """The same attention as a dense formula in float64."""',
             *indented(self._formula()),
         ]
-        return [HELPERS, *self.loads.functions(), mask, dense, *([] if facts.ranges else [self._lists(), COMPRESSED])]
+        return [HELPERS, *self.loads.functions(), mask, dense, *([self._lists(), COMPRESSED] if facts.lists else [])]
 
     def _formula(self) -> list[str]:
         facts = self.facts
@@ -218,7 +218,7 @@ class Dense:
     def _compare(self) -> list[str]:
         facts = self.facts
         gate = list(facts.gates)
-        lists = [] if facts.ranges else [f"lists_of({', '.join(['q', 'k', *self.extras()])})"]
+        lists = [f"lists_of({', '.join(['q', 'k', *self.extras()])})"] if facts.lists else []
         forward = ["q", "k", "v", *gate, *facts.tables, *facts.load_tables, *lists]
         if facts.rank > 1 and facts.open_lengths():
             forward.append(f"tokens=({', '.join(facts.open_lengths())},)")

@@ -212,9 +212,14 @@ class Facts:
         return f"n{side}{axis}" if known is None else str(known)
 
     @property
-    def ranges(self) -> bool:
-        """Whether the kernel computes its key tiles itself."""
-        return self.plan.block_mask == "ranges"
+    def lists(self) -> bool:
+        """Whether the kernel is told its key tiles."""
+        return self.plan.block_mask == "lists"
+
+    @property
+    def box(self) -> bool:
+        """Whether the kernel visits all key tiles between the first and the last on each axis, under the mask."""
+        return self.plan.block_mask == "box"
 
     @property
     def signed_infinity(self) -> bool:

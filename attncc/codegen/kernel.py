@@ -53,7 +53,7 @@ class Kernel:
     def pointers(self) -> list[str]:
         """Arguments that are tensors or descriptors."""
         boxes = [*self.visit.box_names("k"), *self.visit.box_names("v")]
-        lists = [] if self.facts.ranges else LISTS
+        lists = LISTS if self.facts.lists else []
         lse = ["lse"] if self.facts.lse else []
         tables = [*self.facts.tables, *self._loaded, *self.routing.arguments]
         return [*self.tensors, *lse, *tables, *boxes, *lists]
@@ -66,7 +66,7 @@ class Kernel:
     def scalars(self) -> list[tuple[str, str]]:
         """Run-time numbers with their types; none of them triggers a recompile."""
         strides = [(f"{t}_{axis}", "tl.int64") for t in self.tensors for axis in "bhn"]
-        lists = [] if self.facts.ranges else [("lists_b", "tl.int64"), ("lists_h", "tl.int64")]
+        lists = [("lists_b", "tl.int64"), ("lists_h", "tl.int64")] if self.facts.lists else []
         return [
             *strides,
             *lists,
@@ -190,16 +190,33 @@ class Kernel:
 
     def _bands(self) -> list[str]:
         lines = [*self.visit.band_lines(), *self.visit.row_value_lines()]
-        if not self.facts.ranges:
-            return lines
-        (low, high) = self.facts.mask["bands"][0]
+        if self.facts.box:
+            return [*lines, "# The box of key tiles that are visited: the first on each axis, and how many", *self._sides()]
+        return lines if self.facts.lists else [*lines, *self._range()]
+
+    def _sides(self) -> list[str]:
+        """First key tile and number of tiles on each axis, of the box of a program's rows."""
+        lines = []
+        for a, n in enumerate(self.facts.plan.k_tile):
+            (first, _), (last, _) = self._ends(a)
+            lines += [f"first{a} = {first} // {n}", f"count{a} = tl.maximum({last} // {n} + 1 - first{a}, 0)"]
+        return lines
+
+    def _ends(self, axis: int) -> tuple[tuple[str, str], tuple[str, str]]:
+        """Least and greatest first key of the rows, greatest and least last key."""
+        low, high = self.facts.mask["bands"][axis]
+        first, last = f"low{axis}", f"high{axis}"
         vector = self.visit.is_vector
-        least = ("tl.min(low0, 0)", "tl.max(low0, 0)") if vector(low) else ("low0", "low0")
-        most = ("tl.max(high0, 0)", "tl.min(high0, 0)") if vector(high) else ("high0", "high0")
+        return (
+            (f"tl.min({first}, 0)", f"tl.max({first}, 0)") if vector(low) else (first, first),
+            (f"tl.max({last}, 0)", f"tl.min({last}, 0)") if vector(high) else (last, last),
+        )
+
+    def _range(self) -> list[str]:
+        least, most = self._ends(0)
         n = self.facts.k_rows
-        zero = low is const(0)
+        zero = self.facts.mask["bands"][0][0] is const(0)
         return [
-            *lines,
             "# Key tiles first:last are visited, full_first:full_last of them need no mask",
             f"first = {'0' if zero else f'{least[0]} // {n}'}",
             f"last = tl.maximum(({most[0]} + {n}) // {n}, first)",
@@ -220,7 +237,9 @@ class Kernel:
 
     def _calls(self) -> list[str]:
         every = self.facts.plan.mask_policy == "every tile"
-        return self._range_calls(every) if self.facts.ranges else self._list_calls(every)
+        if self.facts.box:
+            return self.visit.call("0", " * ".join(f"count{a}" for a in range(self.facts.rank)), True)
+        return self._list_calls(every) if self.facts.lists else self._range_calls(every)
 
     def _range_calls(self, every: bool) -> list[str]:
         if every:

@@ -31,7 +31,7 @@ class Launcher:
     def function(self) -> list[str]:
         """The whole of `forward`."""
         optional = [*self.facts.gates, *self.facts.tables, *self.facts.load_tables]
-        arguments = ["q", "k", "v", *optional, *([] if self.facts.ranges else ["lists"])]
+        arguments = ["q", "k", "v", *optional, *(["lists"] if self.facts.lists else [])]
         arguments += ["tokens=None"] if self._needs_tokens else []
         return [
             *call("def forward", [*arguments, "out=None"], "):"),
@@ -100,7 +100,7 @@ class Launcher:
         return lines
 
     def _lists(self) -> list[str]:
-        if self.facts.ranges:
+        if not self.facts.lists:
             return []
         return [f"{', '.join(LISTS)}, lists_b, lists_h = lists"]
 
@@ -114,8 +114,10 @@ class Launcher:
         return [f"grid = ({self.rows()}, {facts.heads[0]}, batch)", *call(f"{facts.plan.name}[grid]", arguments)]
 
     def rows(self) -> str:
-        """Rows of query tiles, residue classes included."""
+        """Rows of query tiles, residue classes included; of gathered rows, as many as all tokens fill."""
         facts = self.facts
+        if self.kernel.routing.gathers:
+            return f"triton.cdiv({grid.tokens(facts, 'q')}, {facts.q_rows})"
         parts = []
         for a in range(facts.rank):
             known, step = facts.body.query[a], facts.plan.q_tile[a] * facts.body.order[a]

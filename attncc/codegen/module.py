@@ -10,11 +10,10 @@ from attncc.codegen.facts import Facts
 from attncc.codegen.kernel import Kernel
 from attncc.codegen.launcher import Launcher
 from attncc.codegen.lines import filled
-from attncc.codegen.routing import RoutedRows
-from attncc.codegen.visit import Visit
 from attncc.errors import UnsupportedError
 from attncc.ir.graph import GraphOp
 from attncc.passes.plan import KernelPlan, Plan
+from attncc.passes.schedule import gathers
 from attncc.targets import target
 
 
@@ -38,11 +37,11 @@ def emit(plan: Plan, spec_json: str) -> str:
             "target cpu, or normalizer positive_ratio",
         )
     facts = Facts(plan.kernels[0], record)
-    if RoutedRows(Visit(facts)).gathers and not (facts.ranges and facts.body.order == (1,)):
+    if gathers(facts.body) and facts.body.order != (1,) * facts.rank:
         raise UnsupportedError(
-            f"routing of tokens under this mask on {plan.target}",
-            "its key tiles are those of whole query tiles, listed or by residue class, and routed rows stand in others",
-            "a mask of bands on one axis (causal, sliding_window, prefix), routing head_mask, or target cpu",
+            f"routing of tokens under a dilated mask on {plan.target}",
+            "tiles are walked by residue class, and routed rows stand in all of them",
+            "a mask without dilation or congruence, routing head_mask, or target cpu",
         )
     if facts.dtype == "float64":
         raise UnsupportedError("dtype float64 on a GPU", "matrix units have no fast float64 path here", "float32, or target cpu")
@@ -112,7 +111,7 @@ def _wrapped_json(text: str) -> list[str]:
 
 def _summary(facts: Facts, kernel: KernelPlan) -> list[str]:
     mask = "bands on every axis" + (" and a residual predicate" if facts.residual is not None else "")
-    form = "computed in the kernel from its rows" if facts.ranges else "read from lists"
+    form = facts.plan.form
     maps = len(facts.body.find(GraphOp.MAP))
     return [
         f"tiles: queries {list(kernel.q_tile)}, keys {list(kernel.k_tile)}; {kernel.num_warps} warps, {kernel.num_stages} stages",

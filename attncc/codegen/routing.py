@@ -12,8 +12,9 @@ from functools import cached_property
 from attncc.codegen import grid
 from attncc.codegen.expressions import Names, code, hoistable
 from attncc.codegen.visit import ROW_NAMES, Visit
-from attncc.ir.expr import Expr, Op, Table, const, variables
+from attncc.ir.expr import Expr, Op, Table, const
 from attncc.ir.graph import GraphOp, Node, logit_share
+from attncc.passes.schedule import gathers
 
 ROUTED = ["routed", "counts"]
 """Arguments of a kernel that gathers: tokens of the kept rows `[B, H, Nq + 1]`, ascending, and their number `[B, H]`, int32."""
@@ -45,7 +46,7 @@ class RoutedRows:
     @property
     def gathers(self) -> bool:
         """Whether the rows of a tile are gathered: they are kept one by one, not head by head."""
-        return any(name.startswith("q") for name in variables(self.rows))
+        return gathers(self.visit.facts.body)
 
     @property
     def reads(self) -> bool:
@@ -85,9 +86,19 @@ class RoutedRows:
         return [
             f"slot = row * {facts.q_rows} + tl.arange(0, {facts.q_rows})",
             "inside = slot < count",
-            f"q0 = tl.load(routed + {start} + tl.minimum(slot, count - 1))",
-            "token = q0",
+            f"token = tl.load(routed + {start} + tl.minimum(slot, count - 1))",
+            *self._coordinates(),
         ]
+
+    def _coordinates(self) -> list[str]:
+        """Coordinates of tokens, row-major."""
+        lengths = [self.visit.facts.length("q", a) for a in range(self.visit.facts.rank)]
+        lines = []
+        for a in range(len(lengths)):
+            inner = grid.product(lengths[a + 1 :])
+            index = "token" if inner == "1" else f"token // {inner}"
+            lines.append(f"q{a} = {index}" if a == 0 else f"q{a} = {index} % {lengths[a]}")
+        return lines
 
     @cached_property
     def _values(self) -> dict[Expr, str]:
@@ -129,16 +140,17 @@ class RoutedRows:
             return []
         facts, heads = self.visit.facts, self.visit.facts.heads[0]
         tokens = grid.tokens(facts, "q")
-        names = _torch({n: n for n in ("b", "h", "q0", *facts.open_lengths())})
+        names = _torch({n: n for n in ("b", "h", *(f"q{a}" for a in range(facts.rank)), *facts.open_lengths())})
         return [
-            f"q0 = torch.arange({tokens}, device=q.device)",
+            f"token = torch.arange({tokens}, device=q.device)",
+            *self._coordinates(),
             f"h = torch.arange({heads}, device=q.device)[:, None]",
             "b = torch.arange(batch, device=q.device)[:, None, None]",
             f"kept = ({code(self.rows, names)}).expand(batch, {heads}, {tokens})",
             "counts = kept.sum(2, dtype=torch.int32)",
             f"slots = torch.where(kept, kept.cumsum(2) - 1, {tokens})  # what is not kept is written behind the end",
             f"routed = torch.empty(batch, {heads}, {tokens} + 1, dtype=torch.int32, device=q.device)",
-            "routed.scatter_(2, slots, q0.to(torch.int32).expand(slots.shape))",
+            "routed.scatter_(2, slots, token.to(torch.int32).expand(slots.shape))",
         ]
 
     # ---- the dense formula ---------------------------------------------------------------------------------------------------------

@@ -188,6 +188,7 @@ class Visit:
         names += [*self.loads.pointers("k"), "k_turn_b"]
         names += [f"{end}{a}" for a in range(3) for end in ("low", "high")]
         names += [*self.row_values.values(), *facts.open_lengths(), *(f"k_tiles{a}" for a in range(3)), *self.sizes.values()]
+        names += [f"{name}{a}" for a in range(3) for name in ("first", "count")]
         return [*names, "tiles", "begin", "end", "gap_at", "gap"]
 
     def box_names(self, operand: str) -> list[str]:
@@ -228,14 +229,24 @@ class Visit:
         return [*self._tile(), *self._load_keys(), *self._scores(), *self._masked(), *self._accumulate()]
 
     def _tile(self) -> list[str]:
-        if not self.facts.ranges:
-            lines = ["tile = tl.load(tiles + i)"]
-        else:
-            lines = ["tile = tl.where(i < gap_at, i, i + gap) if PARTIAL else i  # steps over the full tiles"]
         rank, sides = self.facts.rank, self.facts.plan.k_tile
-        at = [grid.scaled(grid.tile_axis(self.facts, "k", "tile", a), sides[a]) for a in range(rank)]
-        lines += [f"at{a} = {at[a]}" for a in range(rank)]
+        lines = self._tile_index()
+        axes = [self._in_box(a) if self.facts.box else grid.tile_axis(self.facts, "k", "tile", a) for a in range(rank)]
+        lines += [f"at{a} = {grid.scaled(axis, sides[a])}" for a, axis in enumerate(axes)]
         return lines + [f"k{a} = at{a} + {grid.within(sides, 'lane', a)}" for a in range(rank)]
+
+    def _tile_index(self) -> list[str]:
+        if self.facts.box:
+            return []
+        if self.facts.lists:
+            return ["tile = tl.load(tiles + i)"]
+        return ["tile = tl.where(i < gap_at, i, i + gap) if PARTIAL else i  # steps over the full tiles"]
+
+    def _in_box(self, axis: int) -> str:
+        """Tile coordinate on an axis of the i-th tile of a box, row-major."""
+        inner = " * ".join(f"count{a}" for a in range(axis + 1, self.facts.rank))
+        index = f"i // ({inner})" if "*" in inner else f"i // {inner}" if inner else "i"
+        return f"first{axis} + {index}" if axis == 0 else f"first{axis} + {index} % count{axis}"
 
     def _load_keys(self) -> list[str]:
         return [*self._key_token(), *self._loads("k", self.key_chunks)]

@@ -52,7 +52,7 @@ class KernelPlan(BaseModel):
     k_tile: Sides
     num_warps: int = Field(ge=1)
     num_stages: int = Field(ge=1)
-    block_mask: Literal["ranges", "lists"]
+    block_mask: Literal["ranges", "box", "lists"]
     mask_policy: Literal["partial tiles", "every tile"]
     row_order: Literal["ascending", "descending"]
     views: tuple[View, ...]
@@ -62,6 +62,15 @@ class KernelPlan(BaseModel):
     def graph(self) -> Graph:
         """The body as a graph."""
         return parse_graph("\n".join(self.body))
+
+    @property
+    def form(self) -> str:
+        """The block-mask form in words."""
+        return {
+            "ranges": "computed in the kernel from its rows",
+            "box": "all between the first and the last on each axis, computed in the kernel from its rows",
+            "lists": "read from lists",
+        }[self.block_mask]
 
     @model_validator(mode="after")
     def _tiles_fit_the_grid(self) -> KernelPlan:

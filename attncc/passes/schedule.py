@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attncc.ir.expr import Expr, Op, const, nodes
+from attncc.ir.expr import Expr, Op, const, nodes, variables
 from attncc.ir.graph import Graph, GraphOp, Node
 from attncc.passes.canonicalize import Band
 from attncc.passes.tiles import the_mask
@@ -15,15 +15,28 @@ def schedule(graph: Graph, mask_policy: str = "partial tiles") -> Graph:
         if n.op is not GraphOp.KERNEL:
             return n
         mask = the_mask(n["body"])
-        return n.with_attrs(block_mask=_form(n["body"], mask), mask_policy=mask_policy, row_order=row_order(mask["bands"][0]))
+        form = _form(n["body"], mask)
+        policy = "every tile" if form == "box" else mask_policy
+        return n.with_attrs(block_mask=form, mask_policy=policy, row_order=row_order(mask["bands"][0]))
 
     return graph.rewrite(change)
 
 
 def _form(body: Graph, mask: Node) -> str:
-    """`ranges`: computed in the kernel from the bands of its rows. `lists`: read from arrays made by the host or on the device."""
-    simple = body.rank == 1 and mask["residual"] is const(True) and not any(map(_jumps, mask["bands"][0]))
-    return "ranges" if simple else "lists"
+    """How a kernel finds its key tiles.
+
+    `ranges`: from the bands of its rows, and of these the ones that need no mask. `box`: all tiles between the first and the last that
+    the bands leave on each axis, under the mask; for gathered rows, which have no tile of their own in a list. `lists`: read from
+    arrays made by the host or on the device.
+    """
+    if body.rank == 1 and mask["residual"] is const(True) and not any(map(_jumps, mask["bands"][0])):
+        return "ranges"
+    return "box" if gathers(body) and body.order == (1,) * body.rank else "lists"
+
+
+def gathers(body: Graph) -> bool:
+    """Whether rows are routed one by one, not head by head, so that the rows of a tile stand apart."""
+    return any(name.startswith("q") for n in body.find(GraphOp.ROUTE) for name in variables(n["rows"]))
 
 
 def _jumps(bound: Expr) -> bool:

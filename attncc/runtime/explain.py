@@ -29,7 +29,7 @@ def explain(spec: AttentionSpec, plan: Plan) -> str:
 def _kernel_lines(kernel: KernelPlan) -> Iterator[str]:
     yield f"{kernel.name}: query tile {list(kernel.q_tile)}, key tile {list(kernel.k_tile)}"
     yield f"  {kernel.num_warps} warps, {kernel.num_stages} stages, rows {kernel.row_order}, {kernel.mask_policy} are masked"
-    form = "computed in the kernel" if kernel.block_mask == "ranges" else "read from lists"
+    form = "read from lists" if kernel.block_mask == "lists" else "computed in the kernel"
     yield f"  key tiles {form}; " + ", ".join(str(v) for v in kernel.views)
     for rejected in kernel.rejected[:MOST_REJECTED]:
         yield f"  rejected {rejected.candidate}: {rejected.reason}"

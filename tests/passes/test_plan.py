@@ -183,6 +183,10 @@ def test_boxes_where_the_target_and_the_order_allow_them(target: str, mask: dict
         ({"mask": {"kind": "or", "masks": [{"kind": "causal"}, {"kind": "sinks", "count": 4}]}}, "lists"),
         ({"mask": {"kind": "predicate", "text": "k <= 7 * q and 7 * q <= k"}}, "lists"),
         ({"mask": GNA, "tokens": [16, 16]}, "lists"),
+        ({"mask": GNA, "tokens": [16, 16], "routing": {"kind": "relu"}}, "box"),
+        ({"mask": {"kind": "segments"}, "routing": {"kind": "relu"}}, "box"),
+        ({"mask": {"kind": "segments"}, "routing": {"kind": "head_mask"}}, "lists"),
+        ({"mask": {"kind": "causal"}, "routing": {"kind": "relu"}}, "ranges"),
     ],
 )
 def test_ranges_where_a_row_says_its_tiles(fields: dict[str, Any], form: str) -> None:
