@@ -174,6 +174,20 @@ COMPILER: tuple[Fault, ...] = (
         (f"{GATHERED}::test_who_is_routed",),
     ),
     Fault(
+        "routing: printed, inner axes of a box not wrapped",
+        "attncc/codegen/visit.py",
+        'f"first{axis} + {index} % count{axis}"',
+        'f"first{axis} + {index}"',
+        (f"{GATHERED}::test_masks_whose_tiles_are_listed_elsewhere",),
+    ),
+    Fault(
+        "routing: printed, a box without its last tile",
+        "attncc/codegen/kernel.py",
+        "tl.maximum({last} // {n} + 1 - first{a}, 0)",
+        "tl.maximum({last} // {n} - first{a}, 0)",
+        (f"{GATHERED}::test_masks_whose_tiles_are_listed_elsewhere",),
+    ),
+    Fault(
         "routing: printed, the gate before the weights",
         KERNEL,
         "*self.routing.weighed(), *self._gated(chunk)]",

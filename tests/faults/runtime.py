@@ -94,6 +94,20 @@ RUNTIME: tuple[Fault, ...] = (
         ("tests/runtime/test_kernels.py::test_a_plan_that_says_something_else_is_refused",),
     ),
     Fault(
+        "blocked: masks of routed rows hide no key from the count",
+        f"{BLOCKED}/block.py",
+        "self.mask if self.mask.dtype is torch.bool else self.mask < 0",
+        "self.mask < 0",
+        ("tests/runtime/test_kernels.py::test_equals_the_oracle_in_float64[routed, over its keys]",),
+    ),
+    Fault(
+        "blocked: workers that take the default for their own setting",
+        f"{BLOCKED}/workers.py",
+        "    torch.get_num_threads()\n",
+        "",
+        ("tests/runtime/test_blocked.py::test_workers_start_no_threads_of_their_own",),
+    ),
+    Fault(
         "blocked: keys that fill up a tile count",
         f"{BLOCKED}/tiles.py",
         "allowed = mask.allowed(self._where(columns, heads)) & valid",
