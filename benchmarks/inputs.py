@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attncc.passes.tiles import Shape
+from attncc.runtime import documents
 from attncc.runtime.signature import Signature, Slot
 
 Tensors = dict[str, Tensor]
@@ -23,19 +24,30 @@ def random_inputs(signature: Signature, query: Shape, key: Shape, batch: int, de
 
 
 def integer_tables(signature: Signature, query: Shape, key: Shape, batch: int, device: str) -> Tensors:
-    """The integer tables among them: labels of packed documents, the same for equal lengths."""
+    """The integer tables among them: packed documents, by bounds or labels, the same for equal lengths; of blocks every other one."""
     sizes = {"B": batch, "NQ": prod(query), "NK": prod(key)}
     found = {}
     for slot in signature.slots:
         if not slot.dtypes[0].is_floating_point:
             shape = [sizes[dim] if isinstance(dim, str) else dim for dim in slot.shape]
-            labels = packed(shape[-1], max(2, shape[-1] // 64), max(4, shape[-1] // 4))
-            found[slot.name] = labels.to(device).expand(shape).contiguous()
+            found[slot.name] = _integers(slot.name, shape).to(device).expand(shape).contiguous()
     return found
+
+
+def _integers(name: str, shape: list[int]) -> Tensor:
+    if name == "block_table":
+        return torch.randint(2, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    labels = packed(shape[-1], max(2, shape[-1] // 64), max(4, shape[-1] // 4))
+    if name in documents.TABLES:
+        ends = torch.unique_consecutive(labels[0], return_counts=True)[1].cumsum(0)
+        return documents.document_tables(torch.cat([ends.new_zeros(1), ends]), shape[-1])[name]
+    return labels
 
 
 def _numbers(slot: Slot, shape: list[int], generator: torch.Generator) -> Tensor:
     x = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    if slot.name == "routing":  # half of the heads, more or less, for each token
+        return torch.relu(x).to(slot.dtypes[0])
     # Values of mean zero average out over many keys, and a wrong denominator would hardly show.
     return (x + 0.5 if slot.name == "v" else x).to(slot.dtypes[0])
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from attncc import AttentionSpec, gates, masks, normalizers, scores
+from attncc import AttentionSpec, gates, loads, masks, normalizers, routing, scores
 from attncc.passes.tiles import Shape
 from attncc.spec.scores import standard_slopes
 from benchmarks import rivals
@@ -20,7 +20,10 @@ FLUX, HUNYUAN = (256, 256), (30, 48, 80)
 
 @dataclass(frozen=True)
 class Case:
-    """One attention. `tokens` and `small_tokens` are the lengths it runs at; `lengths` those that must share one compile."""
+    """One attention. `tokens` and `small_tokens` are the lengths it runs at; `lengths` those that must share one compile.
+
+    Where it is `plain`, FlexAttention can compute it if its rows are softmax rows, and single rows have a formula of their own.
+    """
 
     name: str
     spec: AttentionSpec
@@ -29,11 +32,17 @@ class Case:
     small_tokens: Shape
     quick: bool = False
     lengths: tuple[int, ...] = ()
+    plain: bool = True
+
+    @property
+    def has_flex(self) -> bool:
+        """Whether FlexAttention computes this."""
+        return self.plain and isinstance(self.spec.normalizer, normalizers.Softmax)
 
 
 def cases() -> list[Case]:
     """Every case; the quick ones first."""
-    found = [*_spatial(), *_plain(), *_masked(), *_mapped()]
+    found = [*_spatial(), *_plain(), *_masked(), *_mapped(), *map(_broad, _vocabulary())]
     return sorted(found, key=lambda case: not case.quick)
 
 
@@ -74,6 +83,37 @@ def _mapped() -> list[Case]:
         _case("causal softcap alibi", (8192,), 16, scores=(scores.Softcap(cap=30.0), scores.Alibi()), **causal),
         _case("2-D 13x13 relative bias", (128, 128), 12, masks.Neighborhood(window=13), (25, 30), **bias),
         _case("2-D 13x13 dilated 4", (128, 128), 12, masks.Neighborhood(window=13, dilation=4), (54, 53)),
+    ]
+
+
+def _broad(case: Case) -> Case:
+    return replace(case, plain=False)
+
+
+def _vocabulary() -> list[Case]:
+    """What else a spec may say, a case for each part that a kernel prints code for."""
+    line: dict[str, Any] = {"tokens": (8192,), "heads": 8, "small_tokens": (1000,)}
+    causal: dict[str, Any] = {**line, "mask": masks.Causal()}
+    by_head, fewer = (masks.PerHead(masks=tuple(masks.SlidingWindow(left=n, right=0) for n in left)) for left in ((511, 2047), (60, 250)))
+    blocks = masks.BlockTable(q_block=(128,), k_block=(128,), per_batch=False)
+    routed: dict[str, Any] = {"routing": routing.MixtureOfHeads(top_k=4)}
+    packed: dict[str, Any] = {"token_scales": ("q", "k", "v"), "addend": True, "key_heads": 4, "gate": gates.Output(granularity="packed")}
+    return [
+        _case("causal sinks", **causal, normalizer=normalizers.Softmax(sink="per_head"), outputs=("output", "lse")),
+        _case("causal key and value sink", **causal, normalizer=normalizers.Softmax(sink="key_value")),
+        _case("causal softplus", **causal, normalizer=normalizers.PositiveRatio(row_scale=(0.5, 1.0))),
+        _case("causal relu mean", **causal, normalizer=normalizers.ReLU(power=2.0, divisor="allowed")),
+        _case("causal rotary, QK-norm", **causal, loads=(loads.QKNorm(weights=True), loads.Rotary()), quick=True),
+        _case("2-D rotary neighborhood", (64, 64), 8, masks.Neighborhood(window=13), (25, 30), loads=(loads.Rotary(),)),
+        _case("documents by bounds", **line, mask=masks.Documents(mask=masks.Causal()), quick=True),
+        _case("windows by head", **line, mask=by_head, small_mask=fewer),
+        _case("block table", **line, mask=blocks),
+        _case("disc", (96, 96), 8, masks.Disc(radius=9), (25, 30)),
+        _case("half of the heads", **causal, **routed, quick=True),
+        _case("half of the heads, 2-D", (96, 96), 8, masks.Neighborhood(window=13), (25, 30), **routed),
+        _case("dense bias", (4096,), 8, masks.Full(), (500,), scores=(scores.DenseBias(per_batch=False),)),
+        _case("T5 buckets", **causal, scores=(scores.T5Bias(),)),
+        _case("packed gate, scales, addend", **causal, **packed),
     ]
 
 
@@ -156,11 +196,6 @@ def flex_score(spec: AttentionSpec, tokens: Shape, inputs: Tensors) -> rivals.Mo
         case (scores.RelativeBias(table=name),):
             return rivals.relative_bias(inputs[name], tokens)
     raise ValueError(f"no FlexAttention form of {spec.scores}")
-
-
-def has_flex(spec: AttentionSpec) -> bool:
-    """Whether FlexAttention computes this: its rows are softmax rows."""
-    return isinstance(spec.normalizer, normalizers.Softmax)
 
 
 def names(given: Sequence[str], quick: bool) -> list[str]:

@@ -21,7 +21,7 @@ from attncc.runtime.kernel import Kernel
 from attncc.runtime.signature import signature
 from benchmarks import rivals
 from benchmarks.bounds import Work, work
-from benchmarks.gpu.cases import Case, flex_mask, flex_score, has_flex
+from benchmarks.gpu.cases import Case, flex_mask, flex_score
 from benchmarks.gpu.checks import call, error, inputs_of
 from benchmarks.inputs import Tensors, integer_tables
 
@@ -84,7 +84,7 @@ def _rivals(case: Case, kernel: Kernel, tensors: Tensors, repeat_ms: int) -> Ite
         yield f"sdpa_{name}", partial(dense_sdpa, shape, name, False, repeat_ms, device)
         if causal:
             yield f"sdpa_causal_{name}", partial(dense_sdpa, shape, name, True, repeat_ms, device)
-    if has_flex(case.spec):
+    if case.has_flex:
         yield "flex", lambda: flex(case, kernel, tensors, repeat_ms)
     yield "own_dense", lambda: own_dense(unmasked(case.spec).to_json(indent=None), case.tokens, repeat_ms, device)
 
