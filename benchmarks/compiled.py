@@ -34,10 +34,29 @@ def compile_row(job: dict[str, Any]) -> Record:
     row, name = job["row"], job["target"]
     spec, record = spec_of(row), target(name)
     plan = pipeline.plan(spec, name)
-    source, kernel = emit(plan, spec.to_json(indent=None)), plan.kernels[0]
-    facts = Facts(kernel, record)
-    special, options = specialization(facts, row["layout"]), facts.options
-    text = json.dumps([source, asdict(special), asdict(record), options, triton_version(), _readers()], sort_keys=True)
+    source = emit(plan, spec.to_json(indent=None))
+    found = _together([_compiled(source, Facts(kernel, record), row["layout"]) for kernel in plan.kernels])
+    found["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return found | {"problems": [p for p in found["problems"] if row["layout"] != "unaligned" or not p.endswith(FORGIVEN)]}
+
+
+def _together(parts: list[Record]) -> Record:
+    """Figures of the last of some kernels; of what may go wrong, the worst, and problems and spills of all."""
+    found = dict(parts[-1])
+    for field in ("registers", "shared_bytes", "tensor_columns"):
+        found[field] = max(part[field] for part in parts)
+    for field in ("spills", "stack_bytes", "instructions", "loop_spills", "seconds"):
+        found[field] = round(sum(part[field] for part in parts), 2)
+    for field in ("loops", "problems"):
+        found[field] = [item for part in parts for item in part[field]]
+    return found
+
+
+def _compiled(source: str, facts: Facts, layout: str) -> Record:
+    """Figures of one kernel of a file."""
+    kernel, record = facts.plan, facts.target
+    special, options = specialization(facts, layout), facts.options
+    text = json.dumps([source, kernel.name, asdict(special), asdict(record), options, triton_version(), _readers()], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     kept = KEPT / f"{digest[:32]}.json"
     if not kept.exists():
@@ -46,8 +65,7 @@ def compile_row(job: dict[str, Any]) -> Record:
             path.write_text(source, encoding="utf-8")
             _keep(kept, _figures(Job(path, kernel.name, special, record, options), kernel))
     found: Record = json.loads(kept.read_text(encoding="utf-8"))
-    found["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
-    return found | {"problems": [p for p in found["problems"] if row["layout"] != "unaligned" or not p.endswith(FORGIVEN)]}
+    return found
 
 
 def _figures(job: Job, kernel: KernelPlan) -> Record:

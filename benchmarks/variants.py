@@ -78,6 +78,10 @@ NORMALIZERS = {
     "softmax, sink by query, lse": (normalizers.Softmax(sink="per_batch_query"), ("output", "lse")),
     "softmax, key and value": (normalizers.Softmax(sink="key_value"), ("output", "lse")),
     "squared relu over allowed": (normalizers.ReLU(power=2, divisor="allowed"), ("output",)),
+    "entmax": (normalizers.Entmax(), ("output",)),
+    "entmax of any power": (normalizers.Entmax(alpha=1.3), ("output",)),
+    "sparsemax": (normalizers.Entmax(alpha=2), ("output",)),
+    "re-weighted softplus, lse": (normalizers.LSSAR(power=3, row_scale=(0.5, 1.0)), ("output", "lse")),
     "softplus ratio, lse": (normalizers.PositiveRatio(row_scale="per_query"), ("output", "lse")),
 }
 LOADS = {

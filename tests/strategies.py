@@ -447,7 +447,9 @@ RATIOS: SearchStrategy[Json] = st.fixed_dictionaries(
         "epsilon": st.sampled_from([0.0, 1e-8, 0.5]),
     }
 )
-WHOLE_ROWS: SearchStrategy[Json] = st.fixed_dictionaries({"kind": st.just("entmax"), "alpha": st.sampled_from([1.5, 2.0, 1.25, 1.7])}) | (
+WHOLE_ROWS: SearchStrategy[Json] = st.fixed_dictionaries(
+    {"kind": st.just("entmax"), "alpha": st.sampled_from([1.5, 2.0, 1.25, 1.7]), "sweeps": st.just(10)}
+) | (
     st.fixed_dictionaries(
         {
             "kind": st.just("lssar"),

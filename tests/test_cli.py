@@ -179,6 +179,19 @@ def test_compile_source_only(run: Any, tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
+def test_compile_two_kernels(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    spec = {**LINE, "normalizer": {"kind": "entmax", "alpha": 2.0}}
+    data = json.loads(run("compile", spec, "--target", "sm_90", "-o", "out", "--json").stdout)
+    assert {Path(f).name for f in data["files"]} >= {"attention_1d_relu_ratio_forward.py", "attention_1d_threshold.cubin", "plan.json"}
+    assert data["kernel"] == "attention_1d_relu_ratio_forward" and data["problems"] == []
+    assert [(each["kernel"], each["problems"]) for each in data["before"]] == [("attention_1d_threshold", [])]
+    assert "attention_1d_threshold for sm_90" in run("compile", spec, "--target", "sm_90", "-o", "out").stdout
+    shown = run("explain", spec, "--target", "h100").stdout
+    assert "plan for h100: attention_1d_threshold" in shown and "plan for h100: attention_1d_relu_ratio_forward" in shown
+    assert json.loads(run("verify", spec, "--json").stdout)["ok"]
+
+
 @pytest.mark.parametrize(("target", "binaries"), [("sm_90", {"ptx", "cubin"}), ("gfx942", {"amdgcn", "hsaco"})])
 def test_compile(run: Any, tmp_path: Path, target: str, binaries: set[str]) -> None:
     pytest.importorskip("triton")

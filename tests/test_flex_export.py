@@ -209,9 +209,10 @@ def test_what_is_missing_is_named() -> None:
         MASKS["causal"].to_block_mask(block_size=0)
 
 
-def test_only_softmax_has_a_score_mod() -> None:
-    spec = a_spec(Causal(), normalizer=normalizers.Sigmoid(), gate=gates.Output())
-    with pytest.raises(UnsupportedError, match="softmax"):
+@pytest.mark.parametrize("normalizer", [normalizers.Sigmoid(), normalizers.Entmax(), normalizers.LSSAR(power=2.0)], ids=lambda n: n.kind)
+def test_only_softmax_has_a_score_mod(normalizer: Any) -> None:
+    spec = a_spec(Causal(), normalizer=normalizer, gate=gates.Output())
+    with pytest.raises(UnsupportedError, match=f"normalizer {normalizer.kind} in FlexAttention.*softmax"):
         spec.to_score_mod()
     assert spec.to_block_mask().shape == (1, 1, 300, 300)
 

@@ -58,7 +58,8 @@ def compile(
         print_json({"files": [str(path) for path in written], **report})
         return
     screen = console()
-    screen.print(_table(report))
+    for one in (*({**report, **each} for each in report.get("before", ())), report):
+        screen.print(_table(one))
     for path in written:
         screen.print(f"  {path}", soft_wrap=True)
 
@@ -83,16 +84,20 @@ def generated(spec: AttentionSpec, plan: Plan, source_only: bool = False) -> tup
     """
     from attncc.codegen.module import emit
 
-    record, kernel = target_record(plan.target), plan.kernels[0]
+    record, kernel = target_record(plan.target), plan.kernels[-1]
     source = emit(plan, spec.to_json(indent=None))
     files: dict[str, str | bytes] = {f"{kernel.name}.py": source, "plan.json": plan.to_json() + "\n", "spec.json": spec.to_json() + "\n"}
     report: dict[str, Any] = {"kernel": kernel.name, "target": record.name, "arch": record.arch}
     if not source_only:
         _check_triton()
         with working(f"compiling {kernel.name} for {record.name}"):
-            made = _artifacts(source, kernel, record)
-        files |= {f"{kernel.name}.{stage}": made.asm[stage] for stage in STAGES if stage in made.asm}
-        report |= _resources(made, kernel, record)
+            made = _artifacts(source, plan, record)
+        for each, artifacts in zip(plan.kernels, made):
+            files |= {f"{each.name}.{stage}": artifacts.asm[stage] for stage in STAGES if stage in artifacts.asm}
+        *before, figures = (_resources(artifacts, each, record) for each, artifacts in zip(plan.kernels, made))
+        report |= figures
+        if before:
+            report["before"] = [{"kernel": each.name, **found} for each, found in zip(plan.kernels, before)]
         files["resources.json"] = json.dumps(report, indent=2) + "\n"
     return files, report
 
@@ -106,17 +111,17 @@ def _check_triton() -> None:
         raise UnsupportedError("machine code without Triton", "the package triton is not installed", "--source-only")
 
 
-def _artifacts(source: str, kernel: KernelPlan, record: Target) -> Artifacts:
-    """The machine code of the default specialisation: contiguous, aligned tensors of fewer than 2**31 elements a head."""
+def _artifacts(source: str, plan: Plan, record: Target) -> list[Artifacts]:
+    """The machine code of every kernel in its default specialisation: contiguous, aligned tensors of fewer than 2**31 elements a head."""
     from attncc.codegen.aot import Job, compile_in_subprocess
     from attncc.codegen.facts import Facts
     from attncc.codegen.signature import default_specialization
 
-    facts = Facts(kernel, record)
+    every = [Facts(kernel, record) for kernel in plan.kernels]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{kernel.name}.py"
+        path = Path(folder) / f"{plan.kernels[-1].name}.py"
         path.write_text(source, encoding="utf-8")
-        return compile_in_subprocess([Job(path, kernel.name, default_specialization(facts), record, facts.options)])[0]
+        return compile_in_subprocess([Job(path, f.plan.name, default_specialization(f), record, f.options) for f in every])
 
 
 def _resources(made: Artifacts, kernel: KernelPlan, record: Target) -> dict[str, Any]:

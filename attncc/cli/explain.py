@@ -96,7 +96,7 @@ def explained(
     plan = pipeline.plan(spec, target, q_tile, k_tile, watch=lambda name, graph: steps.append((name, graph)))
     found = Explanation(plan, steps, [_specialization(kernel, target) for kernel in plan.kernels])
     try:
-        kernel = plan.kernels[0]
+        kernel = plan.kernels[-1]
         found.report = run_simulation(spec, target, kernel.q_tile, kernel.k_tile, lengths=lengths, tables=tables)
     except InputError as error:
         if lengths is not None and error.argument == "lengths":
@@ -127,7 +127,7 @@ def _specialization(kernel: KernelPlan, target: str) -> dict[str, Any]:
 def _draw(spec: AttentionSpec, explanation: Explanation, path: Path, lengths: Any, tables: dict[str, Any], head: int, query: Any) -> None:
     if query is not None and not str(query).isdecimal():
         raise typer.BadParameter(f"--query {query!r} is no token index")
-    kernel = explanation.plan.kernels[0]
+    kernel = explanation.plan.kernels[-1]
     with working("drawing"):
         chosen = None if query is None else int(query)
         # Without a report something is missing, and the simulator says what.

@@ -78,7 +78,7 @@ def timed(
 
 def _tile_bound(call: Call, lengths: Lengths, batch: int) -> float:
     plan = call.kernel.plan
-    tiles = plan.kernels[0].q_tile, plan.kernels[0].k_tile
+    tiles = plan.kernels[-1].q_tile, plan.kernels[-1].k_tile
     tables = {name: x for name, x in call.tensors.items() if not x.is_floating_point()}
     return simulate(call.kernel.spec, plan.target, *tiles, lengths=lengths, tables=tables, batch=batch).tile_bound
 

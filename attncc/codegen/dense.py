@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from attncc.codegen.expressions import Names, code
@@ -10,8 +10,10 @@ from attncc.codegen.facts import Facts
 from attncc.codegen.lines import indented
 from attncc.codegen.loads import Loads
 from attncc.codegen.routing import RoutedRows, unpacked
-from attncc.codegen.visit import Visit
-from attncc.ir.expr import Expr, Table
+from attncc.codegen.visit import ROOT, SLOPE_SUM, WEIGHT_SUM, Visit
+from attncc.ir.derivatives import derivative
+from attncc.ir.expr import Expr, Table, tables
+from attncc.ir.rows import SCORE
 from attncc.passes.canonicalize import mask_predicate
 
 LARGEST_CHECK = 1 << 31
@@ -36,6 +38,7 @@ class Dense:
         """Coordinates as broadcastable tensors: b `[B, 1, 1, 1]`, h `[H, 1, 1]`, q `[N, 1]`, k `[M]`."""
         variables = {n: n for n in ("b", "h", "s", "z", "o", "g", *self.facts.open_lengths())}
         variables |= {f"{side}{a}": f"{side}{a}" for side in "qkr" for a in range(3)}
+        variables |= {"t": ROOT, "w": WEIGHT_SUM, "d": SLOPE_SUM}
         return Names(variables, self._load, {}, torch=True)
 
     def _load(self, table: Table, index: list[str]) -> str:
@@ -45,41 +48,52 @@ class Dense:
         """Names of what the formula reads beside q, k and v."""
         return [*self.facts.tables, *self.facts.load_tables, *self.facts.open_lengths()]
 
+    def mask_extras(self) -> list[str]:
+        """The same of the mask alone."""
+        read = {t.name for t in tables(mask_predicate(self.facts.mask))}
+        return [*(name for name in self.facts.tables if name in read), *self.facts.open_lengths()]
+
     def functions(self) -> list[list[str]]:
         """`allowed`, the mask; `dense`, the whole formula in float64 (quadratic memory); lists of tiles where the kernel reads them."""
         facts = self.facts
         gate = list(facts.gates)
         mask = [
-            f"def allowed({', '.join(['q', 'k', *self.extras()])}):",
+            f"def allowed({', '.join(['q', 'k', *self.mask_extras()])}):",
             '    """The mask as booleans that broadcast to [B, H, Nq, Nk]."""',
             *indented([*self._coordinates(), f"return {self._mask()}"]),
         ]
         dense = [
-            f"def dense({', '.join(['q', 'k', 'v', *gate, *self.extras()])}):",
-            '    """The same attention as a dense formula in float64."""',
+            f"def dense{facts.suffix}({', '.join([*self._streamed, *gate, *self.extras()])}):",
+            f'    """The same {facts.statistic or "attention"} as a dense formula in float64."""',
             *indented(self._formula()),
         ]
         return [HELPERS, *self.loads.functions(), mask, dense, *([self._lists(), COMPRESSED] if facts.lists else [])]
 
+    @property
+    def _streamed(self) -> list[str]:
+        return ["q", "k", *([] if self.facts.statistic else ["v"])]
+
     def _formula(self) -> list[str]:
         facts = self.facts
         lines = [
-            f"keep = allowed({', '.join(['q', 'k', *self.extras()])})",
+            f"keep = allowed({', '.join(['q', 'k', *self.mask_extras()])})",
             *(self._coordinates() if facts.maps or facts.sink is not None or facts.divisor is not None or self.routing.reads else []),
         ]
-        lines += ["q, k, v = q.double(), k.double(), v.double()", *self.loads.dense()]
+        lines += [f"{', '.join(self._streamed)} = {', '.join(f'{x}.double()' for x in self._streamed)}", *self.loads.dense()]
         lines += ["v = v * v_scale.double()[..., None]"] if facts.value_scale is not None else []
         for operand, heads in zip("kv", facts.heads[1:]):
-            if heads != facts.heads[0]:
+            if heads != facts.heads[0] and operand in self._streamed:
                 lines.append(f"{operand} = {operand}.repeat_interleave({facts.heads[0] // heads}, 1)")
         lines.append(f"s = q @ k.transpose(2, 3) * {facts.scale!r}")
         lines += [f"s = {self._code(value)}" for value in facts.maps]
+        if facts.statistic:
+            return [*lines, *(self._root() if facts.rooted else [*self._sum_of_weights(), "return torch.log(l)"])]
         return [*lines, *self._weights(), *self.routing.dense(self.names()), *self._gate(), f"return {'(o, lse)' if facts.lse else 'o'}"]
 
     def _lists(self) -> list[str]:
         """Tiles from the dense mask: fine at the size of a check; `attncc` finds them without one."""
         facts = self.facts
-        lines = [f"mask = allowed({', '.join(['q', 'k', *self.extras()])}).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])"]
+        lines = [f"mask = allowed({', '.join(['q', 'k', *self.mask_extras()])}).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])"]
         for side, sides in (("q", facts.plan.q_tile), ("k", facts.plan.k_tile)):
             lengths = ", ".join(facts.length(side, a) for a in range(facts.rank))
             tiles = f"_tile_of({side}.shape[2], ({lengths},), {sides}, {facts.body.order}, {side == 'q'})"
@@ -92,7 +106,7 @@ class Dense:
             "full &= pairs > 0",
             "return (*_compressed(full), *_compressed((pairs > 0) & ~full), q.shape[1] * q_count, q_count)",
         ]
-        head = f"def lists_of({', '.join(['q', 'k', *self.extras()])}):"
+        head = f"def lists_of({', '.join(['q', 'k', *self.mask_extras()])}):"
         return [head, '    """Full and partial key tiles of every row, from the dense mask."""', *indented(lines)]
 
     def _code(self, value: Expr) -> str:
@@ -138,13 +152,34 @@ class Dense:
 
     def _ratio(self) -> list[str]:
         facts = self.facts
-        lines = [f"p = torch.where(keep, {self._code(facts.weights['weight'])}, 0.0)"]
         if facts.row_class == "pointwise":
-            return [*lines, "o = p @ v" if facts.divisor is None else f"o = p @ v / {self._code(facts.divisor)}"]
+            divided = "" if facts.divisor is None else f" / {self._code(facts.divisor)}"
+            return [self._kept_weights(), f"o = p @ v{divided}"]
+        return [*self._sum_of_weights(), "lse = torch.log(l)", "o = p @ v / torch.where(l == 0, 1, l)[..., None]"]
+
+    def _kept_weights(self) -> str:
+        return f"p = torch.where(keep, {self._code(self.facts.weights['weight'])}, 0.0)"
+
+    def _sum_of_weights(self) -> list[str]:
+        facts = self.facts
         total = "l = keep.expand(s.shape).sum(3)" if facts.row_class == "mean" else "l = p.sum(3)"
-        more = "" if facts.sink is None else f" + math.exp({self._code(facts.sink)})"
-        lines += [total + more, "lse = torch.log(l)"]
-        return [*lines, "o = p @ v / torch.where(l == 0, 1, l)[..., None]"]
+        return [self._kept_weights(), total + ("" if facts.sink is None else f" + math.exp({self._code(facts.sink)})")]
+
+    def _root(self) -> list[str]:
+        """The same steps as the kernel's, in float64."""
+        found = self.facts.weights
+        sums = {WEIGHT_SUM: found["weight"], SLOPE_SUM: derivative(found["weight"], SCORE)}
+        start = code(found["start"], replace(self.names(), variables={**self.names().variables, "s": "peak"}))
+        return [
+            "s = torch.where(keep, s, -torch.inf)",
+            "alive = s.amax(3, keepdim=True) > -torch.inf",
+            "peak = torch.where(alive, s.amax(3, keepdim=True), 0.0)",
+            f"{ROOT} = {start}",
+            f"for _ in range({found['sweeps']}):",
+            *indented([f"{name} = ({self._code(value)}).sum(3, keepdim=True)" for name, value in sums.items()]),
+            *indented([f"{ROOT} = {self._code(found['update'])}"]),
+            f"return torch.where(alive, {ROOT}, 0.0)[..., 0]",
+        ]
 
     def _sink(self) -> list[str]:
         """Logits of the sink, [B, H, Nq, 1]."""
@@ -206,6 +241,8 @@ class Dense:
             shape = [sizes.get(str(n), n) for n in gate.inputs[1]["shape"]]
             lines.append(f"{name} = random({', '.join(map(str, shape))})")
         for table in (*self.facts.tables.values(), *self.facts.load_tables.values()):
+            if table.name in self.facts.given:
+                continue
             dims = ", ".join(str(sizes.get(str(n), n)) for n in table.shape)
             if table.values is not None:
                 lines.append(f"{table.name} = torch.tensor({list(table.values)}, device=device)")
@@ -218,12 +255,16 @@ class Dense:
     def _compare(self) -> list[str]:
         facts = self.facts
         gate = list(facts.gates)
-        lists = [f"lists_of({', '.join(['q', 'k', *self.extras()])})"] if facts.lists else []
-        forward = ["q", "k", "v", *gate, *facts.tables, *facts.load_tables, *lists]
+        lists = [f"lists_of({', '.join(['q', 'k', *self.mask_extras()])})"] if facts.lists else []
+        known = [name for name in (*facts.tables, *facts.load_tables) if name not in facts.given]
+        forward = ["q", "k", "v", *gate, *known, *lists]
+        before = [Dense(Facts(kernel, facts.target)) for kernel in facts.before]
+        made = [f"{d.facts.statistic} = dense{d.facts.suffix}({', '.join(['q', 'k', *d.extras()])})" for d in before]
         if facts.rank > 1 and facts.open_lengths():
             forward.append(f"tokens=({', '.join(facts.open_lengths())},)")
         first = "[0]" if facts.lse else ""
         return [
+            *made,
             f"want = dense({', '.join(['q', 'k', 'v', *gate, *self.extras()])}){first}",
             f"got = forward({', '.join(forward)}){first}",
             "error = ((got - want).norm() / want.norm()).item()",

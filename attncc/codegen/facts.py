@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from attncc.ir.expr import Expr, Table, const, tables
-from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node, loads_of, logit_share, table_of
+from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node, loads_of, logit_share, reduction, row_class, statistic, table_of
 from attncc.ir.intervals import may_be_infinite
 from attncc.passes.footprint import comfort
 from attncc.passes.plan import KernelPlan
@@ -49,6 +49,33 @@ class Facts:
 
     plan: KernelPlan
     target: Target
+    before: tuple[KernelPlan, ...] = ()
+    """Kernels of the same file that run first, each for a statistic that this one reads."""
+
+    @property
+    def statistic(self) -> str | None:
+        """The number of each row that the kernel is for, by name; None where it combines values."""
+        return statistic(self.body)
+
+    @property
+    def row_number(self) -> str | None:
+        """The number of each row that the kernel writes, if any."""
+        return self.statistic or ("lse" if self.lse else None)
+
+    @property
+    def given(self) -> set[str]:
+        """Tables that kernels before make."""
+        return {str(statistic(kernel.graph)) for kernel in self.before}
+
+    @property
+    def suffix(self) -> str:
+        """Of names that the kernels of one file would share."""
+        return f"_{self.statistic}" if self.statistic else ""
+
+    @property
+    def launcher(self) -> str:
+        """The host function that launches this kernel."""
+        return f"find{self.suffix}" if self.statistic else "attend" if self.before else "forward"
 
     @property
     def options(self) -> dict[str, int]:
@@ -99,8 +126,8 @@ class Facts:
     @cached_property
     def heads(self) -> tuple[int, int, int]:
         """Query, key and value heads."""
-        q, k, v = (int(self.inputs[name]["shape"][1]) for name in "qkv")
-        return q, k, v
+        q, k = (int(self.inputs[name]["shape"][1]) for name in "qk")
+        return q, k, int(self.inputs["v"]["shape"][1]) if "v" in self.inputs else k
 
     @cached_property
     def dtype(self) -> str:
@@ -114,8 +141,8 @@ class Facts:
 
     @cached_property
     def value_width(self) -> int:
-        """Columns of v and the output."""
-        return int(self.inputs["v"]["shape"][3])
+        """Columns of v and the output; 0 where no values are read."""
+        return int(self.inputs["v"]["shape"][3]) if "v" in self.inputs else 0
 
     @property
     def widest_chunk(self) -> int:
@@ -125,7 +152,7 @@ class Facts:
     @property
     def row_class(self) -> str:
         """What a row keeps from key to key: `attncc.ir.rows`."""
-        return str(self.weights["row_class"])
+        return row_class(self.body)
 
     @property
     def softmax(self) -> bool:
@@ -146,8 +173,7 @@ class Facts:
     @cached_property
     def value_scale(self) -> Expr | None:
         """What the value of each key is multiplied by."""
-        found: Expr | None = self.body.find(GraphOp.COMBINE)[0].get("value_scale")
-        return found
+        return next((n.get("value_scale") for n in self.body.find(GraphOp.COMBINE)), None)
 
     @property
     def divisor(self) -> Expr | None:
@@ -157,7 +183,12 @@ class Facts:
 
     @cached_property
     def weights(self) -> Node:
-        return self.body.find(GraphOp.WEIGHTS)[0]
+        """The op that walks the keys: weights, or a root."""
+        return reduction(self.body)
+
+    @property
+    def rooted(self) -> bool:
+        return self.row_class == "root"
 
     @cached_property
     def scale(self) -> float:

@@ -47,16 +47,16 @@ class Kernel:
     @property
     def tensors(self) -> list[str]:
         """Operands with strides, in the kernel's order."""
-        return ["q", "k", "v", *self.facts.gates, "out"]
+        return ["q", "k", *([] if self.facts.statistic else ["v", *self.facts.gates, "out"])]
 
     @property
     def pointers(self) -> list[str]:
         """Arguments that are tensors or descriptors."""
         boxes = [*self.visit.box_names("k"), *self.visit.box_names("v")]
         lists = LISTS if self.facts.lists else []
-        lse = ["lse"] if self.facts.lse else []
+        number = [self.facts.row_number] if self.facts.row_number else []
         tables = [*self.facts.tables, *self._loaded, *self.routing.arguments]
-        return [*self.tensors, *lse, *tables, *boxes, *lists]
+        return [*self.tensors, *number, *tables, *boxes, *lists]
 
     @property
     def _loaded(self) -> list[str]:
@@ -237,6 +237,10 @@ class Kernel:
 
     def _calls(self) -> list[str]:
         every = self.facts.plan.mask_policy == "every tile"
+        calls = self._every_tile(every)
+        return self.rows.swept(calls) if self.facts.rooted else calls
+
+    def _every_tile(self, every: bool) -> list[str]:
         if self.facts.box:
             return self.visit.call("0", " * ".join(f"count{a}" for a in range(self.facts.rank)), True)
         return self._list_calls(every) if self.facts.lists else self._range_calls(every)
@@ -263,7 +267,7 @@ class Kernel:
         lines = [*self.rows.norm(), *self.routing.weights()]
         for i, chunk in enumerate(self.visit.value_chunks):
             lines += self._output(i, chunk, bool(self.rows.norm()))
-        return [*lines, *self.rows.lse()]
+        return [*lines, *self.rows.number()]
 
     def _output(self, index: int, chunk: Chunk, divided: bool) -> list[str]:
         offset, columns = _columns(chunk)
@@ -279,11 +283,9 @@ class Kernel:
             lines += [f"{load.rstrip()}.to(tl.float32)  # spec: {name}", f"o = {code(gate['value'], names)}"]
         return lines
 
-    def helpers(self) -> list[str]:
+    def helpers(self) -> list[list[str]]:
         """Device functions that the kernel's code calls."""
-        text = [*self.function(), *self.visit.function()]
-        names = used(list(HELPERS), text)
-        return [line for name in names for line in (*HELPERS[name], "", "")]
+        return [HELPERS[name] for name in used(list(HELPERS), [*self.function(), *self.visit.function()])]
 
 
 def _columns(chunk: Chunk) -> tuple[str, str]:

@@ -28,25 +28,34 @@ class Launcher:
     def visit(self) -> Visit:
         return self.kernel.visit
 
+    @property
+    def streamed(self) -> list[str]:
+        """Operands that the kernel streams or walks over."""
+        return ["q", "k", *([] if self.facts.statistic else ["v"])]
+
     def function(self) -> list[str]:
-        """The whole of `forward`."""
+        """The whole of `forward`, or of the function that stands for this kernel in it."""
         optional = [*self.facts.gates, *self.facts.tables, *self.facts.load_tables]
-        arguments = ["q", "k", "v", *optional, *(["lists"] if self.facts.lists else [])]
-        arguments += ["tokens=None"] if self._needs_tokens else []
+        arguments = [*self.streamed, *optional, *(["lists"] if self.facts.lists else [])]
+        arguments += ["tokens=None"] if self.needs_tokens else []
+        arguments += [] if self.facts.statistic else ["out=None"]
         return [
-            *call("def forward", [*arguments, "out=None"], "):"),
-            f'    """{self._about()}"""',
+            *call(f"def {self.facts.launcher}", arguments, "):"),
+            f'    """{self.about()}"""',
             *indented(self._body()),
         ]
 
     @property
-    def _needs_tokens(self) -> bool:
+    def needs_tokens(self) -> bool:
         """Whether open lengths cannot be read off the tensors' shapes."""
         return self.facts.rank > 1 and bool(self.facts.open_lengths())
 
-    def _about(self) -> str:
+    def about(self) -> str:
+        """What the function takes and gives, for its docstring."""
         heads, key_heads, value_heads = self.facts.heads
         shapes = f"q [B, {heads}, Nq, {self.facts.width}], k [B, {key_heads}, Nk, {self.facts.width}]"
+        if self.facts.statistic:
+            return f"{shapes}, any strides with contiguous rows; returns [B, {heads}, Nq] in float32."
         result = "(out, lse)" if self.facts.lse else "out"
         return f"{shapes}, v [B, {value_heads}, Nk, {self.facts.value_width}], any strides with contiguous rows; returns {result}."
 
@@ -56,11 +65,11 @@ class Launcher:
             "batch = q.shape[0]",
             *self._lengths(),
             *(self.kernel.loads.launch() if self.kernel.loads else []),
-            "if out is None:",
-            f"    out = q.new_empty(batch, {facts.heads[0]}, q.shape[2], {facts.value_width})",
         ]
-        if facts.lse:
-            lines.append(f"lse = torch.empty(batch, {facts.heads[0]}, q.shape[2], dtype=torch.float32, device=q.device)")
+        if not facts.statistic:
+            lines += ["if out is None:", f"    out = q.new_empty(batch, {facts.heads[0]}, q.shape[2], {facts.value_width})"]
+        if facts.row_number:
+            lines.append(f"{facts.row_number} = torch.empty(batch, {facts.heads[0]}, q.shape[2], dtype=torch.float32, device=q.device)")
         shared = [name for name, gate in facts.gates.items() if gate.inputs[1]["shape"][1] == 1]
         lines += [f"{gate} = {gate}.expand(-1, {facts.heads[0]}, -1, -1)" for gate in shared]
         lines += [f"operands = ({', '.join(self.kernel.tensors)})", f"aligned = _alignment({self._wide_operands()})"]
@@ -70,7 +79,7 @@ class Launcher:
             *self._lists(),
             *self.kernel.routing.launch(),
             *self._launch(),
-            f"return {'(out, lse)' if facts.lse else 'out'}",
+            f"return {facts.statistic or ('(out, lse)' if facts.lse else 'out')}",
         ]
 
     def _wide_operands(self) -> str:
@@ -80,7 +89,7 @@ class Launcher:
         return f"({', '.join(t for t in self.kernel.tensors if t not in self.facts.narrow_gates)})"
 
     def _lengths(self) -> list[str]:
-        if self._needs_tokens:
+        if self.needs_tokens:
             return [f"{', '.join(self.facts.open_lengths())}{',' if len(self.facts.open_lengths()) == 1 else ''} = tokens"]
         return [f"{name} = {'q' if name[1] == 'q' else 'k'}.shape[2]" for name in self.facts.open_lengths()]
 
@@ -125,9 +134,9 @@ class Launcher:
         classes = prod(facts.body.order)
         return " * ".join([*([str(classes)] if classes > 1 else []), *parts])
 
-    def helpers(self) -> list[str]:
+    def helpers(self) -> list[list[str]]:
         """Host functions that `forward` calls."""
-        return [*HOST, *(["", "", *BOXES] if self.facts.boxes else [])]
+        return [HOST, *([BOXES] if self.facts.boxes else [])]
 
 
 HOST = [

@@ -123,7 +123,10 @@ class RoutedRows:
         """Results of rows that no program computes, and the tokens of those that one does."""
         if not self.routes:
             return []
-        lse = ['lse.fill_(float("-inf"))'] if self.visit.facts.lse else []
+        facts = self.visit.facts
+        if facts.statistic:
+            return ["# Rows that are not routed: nothing reads theirs (spec: routing)", f"{facts.statistic}.zero_()", *self._compacted()]
+        lse = ['lse.fill_(float("-inf"))'] if facts.lse else []
         return ["# Rows that are not routed: 0 before the gate (spec: routing)", *self._unrouted(), *lse, *self._compacted()]
 
     def _unrouted(self) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attncc.codegen import grid
 from attncc.codegen.expressions import code
 from attncc.codegen.facts import Chunk
-from attncc.codegen.visit import LOG2E, Visit, kv_head
+from attncc.codegen.lines import indented
+from attncc.codegen.visit import LOG2E, ROOT, Visit, kv_head
 from attncc.ir.expr import Op, apply
 
 LN2 = 0.6931471805599453
@@ -25,6 +26,8 @@ class RowState:
         """The state of no keys; with a sink, the state of that key alone."""
         facts, rows = self.visit.facts, self.visit.facts.q_rows
         zeros = f"tl.zeros([{rows}], tl.float32)"
+        if facts.rooted:
+            return [f'm = tl.full([{rows}], float("-inf"), tl.float32)', f'{ROOT} = tl.full([{rows}], float("inf"), tl.float32)']
         if facts.sink is not None and not facts.softmax:
             total = code(apply(Op.EXP, facts.sink), self.visit.names("", ""))
             state = {"l": f"{zeros} + {total}  # spec: normalizer.epsilon"}
@@ -55,9 +58,22 @@ class RowState:
             lines.append(f"acc{index} += {_bias('v_bias', kv_head(facts, 'v'), facts.value_width, chunk)}")
         return lines
 
+    def swept(self, calls: list[str]) -> list[str]:
+        """The calls of the loop, time and again: the first sweep weighs nothing and finds the greatest score, where the root starts."""
+        found, names = self.visit.facts.weights, self.visit.names("", "")
+        peak = replace(names, variables={**names.variables, "s": "peak"})
+        zeros = [f"{name} = tl.zeros([{self.visit.facts.q_rows}], tl.float32)" for name in self.visit.state if name != "m"]
+        after = [
+            'peak = tl.where(m == float("-inf"), 0.0, m)',
+            f"{ROOT} = tl.where(sweep == 0, {code(found['start'], peak)}, {code(found['update'], names)})",
+        ]
+        return [f"for sweep in range({found['sweeps'] + 1}):  # spec: normalizer.sweeps", *indented([*zeros, *calls, *after])]
+
     def norm(self) -> list[str]:
         """The factor `norm` of output rows."""
         facts = self.visit.facts
+        if facts.statistic:
+            return []
         if facts.row_class == "pointwise":
             if facts.divisor is None:
                 return []
@@ -66,15 +82,18 @@ class RowState:
         least = {"softmax": "tl.where(l == 0.0, 1.0, l)", "mean": "tl.maximum(l, 1.0)", "ratio": f"tl.maximum(l, {TINY!r})"}
         return [f"norm = (1.0 / {least[facts.row_class]})[:, None]  # a row without a key gives 0"]
 
-    def lse(self) -> list[str]:
-        """Writes the natural log of what rows divide by."""
+    def number(self) -> list[str]:
+        """Writes the number of each row: a root, or the natural log of what rows divide by."""
         facts = self.visit.facts
-        if not facts.lse:
+        if facts.row_number is None:
             return []
+        store = f"{facts.row_number} + (b * {facts.heads[0]} + h).to(tl.int64) * {grid.tokens(facts, 'q')} + token"
+        if facts.rooted:
+            return [f'tl.store({store}, tl.where(m == float("-inf"), 0.0, {ROOT}), mask=inside)  # without a key: 0']
         log = f"(m + tl.log2(l)) * {LN2}" if facts.softmax else "tl.log(l)"
         return [
             f'natural = tl.where(l == 0.0, float("-inf"), {log})',
-            f"tl.store(lse + (b * {facts.heads[0]} + h).to(tl.int64) * {grid.tokens(facts, 'q')} + token, natural, mask=inside)",
+            f"tl.store({store}, natural, mask=inside)",
         ]
 
 

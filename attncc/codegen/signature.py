@@ -54,6 +54,6 @@ def _boxes(facts: Facts, kernel: Kernel) -> dict[str, str]:
 def _dtype(name: str, facts: Facts) -> str:
     if name in (*LISTS, *ROUTED):
         return "int32"
-    if name == "lse" or name.endswith(("_cos", "_sin")):
+    if name == facts.row_number or name.endswith(("_cos", "_sin")):
         return "float32"
     return str(facts.inputs[name]["dtype"]) if name in facts.inputs else facts.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,14 +12,18 @@ from attncc.codegen.expressions import Names, code, hoistable, widened
 from attncc.codegen.facts import Chunk, Facts, chunks
 from attncc.codegen.lines import call, indented, used
 from attncc.codegen.loads import Loads
+from attncc.ir.derivatives import derivative
 from attncc.ir.expr import Expr, Op, Table, const, nodes, tables, variables
 from attncc.ir.ops import Interval
+from attncc.ir.rows import SCORE
 from attncc.passes.canonicalize import class_length
 
 LOG2E = math.log2(math.e)
 ROW_NAMES = frozenset({"b", "h", *(f"{p}{a}" for p in ("q", "r", "nq", "nk") for a in range(3))})
 KEY_NAMES = frozenset({"b", "h", *(f"{p}{a}" for p in ("k", "r", "nq", "nk") for a in range(3))})
 
+ROOT, WEIGHT_SUM, SLOPE_SUM = "root", "weight_sum", "slope_sum"
+"""What the code calls a root and what a sweep adds up for the next."""
 FAR = 1 << 30
 """A key behind all others."""
 MOST_TOKENS = {1: 1 << 24, 2: 1 << 15, 3: 1 << 10}
@@ -68,6 +73,7 @@ class Visit:
         """Names where row and key vectors are indexed by `rows` and `keys` ("" or "[:, None]", "[None, :]")."""
         variables = {n: n for n in ("b", "h", "s", "z", "o", "g", *self.facts.open_lengths())}
         variables |= {f"r{a}": f"r{a}" for a in range(3)}
+        variables |= {name: f"{called}{rows}" for name, called in zip("twd", (ROOT, WEIGHT_SUM, SLOPE_SUM))}
         for a in range(self.facts.rank):
             variables |= {f"q{a}": f"q{a}{rows}", f"k{a}": f"k{a}{keys}"}
         return Names(variables, self._load, self.box, self.limits, nodes or {})
@@ -177,7 +183,8 @@ class Visit:
     def state(self) -> list[str]:
         """What a row carries from tile to tile."""
         outputs = [f"acc{i}" for i in range(len(self.value_chunks))]
-        return {"softmax": ["m", "l"], "ratio": ["l"], "mean": ["l"]}.get(self.facts.row_class, []) + outputs
+        kept = {"softmax": ["m", "l"], "ratio": ["l"], "mean": ["l"], "root": ["m", WEIGHT_SUM, SLOPE_SUM]}
+        return kept.get(self.facts.row_class, []) + outputs
 
     def candidates(self) -> list[str]:
         """Every name of the kernel that the loop might read."""
@@ -189,7 +196,7 @@ class Visit:
         names += [f"{end}{a}" for a in range(3) for end in ("low", "high")]
         names += [*self.row_values.values(), *facts.open_lengths(), *(f"k_tiles{a}" for a in range(3)), *self.sizes.values()]
         names += [f"{name}{a}" for a in range(3) for name in ("first", "count")]
-        return [*names, "tiles", "begin", "end", "gap_at", "gap"]
+        return [*names, *([ROOT] if facts.rooted else []), "tiles", "begin", "end", "gap_at", "gap"]
 
     def box_names(self, operand: str) -> list[str]:
         """Descriptors of an operand, one a chunk."""
@@ -205,19 +212,24 @@ class Visit:
         """Compile-time arguments."""
         return used(["BOX", "INDEX", "PARTIAL"], self._loop())
 
+    @property
+    def name(self) -> str:
+        return f"_visit{self.facts.suffix}"
+
     def function(self) -> list[str]:
         """The whole function."""
         head = [*self.state, *self.arguments, *(f"{c}: tl.constexpr" for c in self.constants())]
-        about = "Online softmax over" if self.facts.softmax else "Adds up"
+        about = {"softmax": "Online softmax over", "root": "Greatest score, sums of weights and of their slopes at one root, of"}
+        about_rows = about.get(self.facts.row_class, "Adds up")
         mask = "only PARTIAL tiles compute the mask." if "PARTIAL" in self.constants() else "no tile needs a mask."
-        lines = [*call("def _visit", head, "):"), f'    """{about} key tiles begin:end; {mask}"""']
+        lines = [*call(f"def {self.name}", head, "):"), f'    """{about_rows} key tiles begin:end; {mask}"""']
         return ["@triton.jit", *lines, *indented(self._loop()), f"    return {', '.join(self.state)}"]
 
     def call(self, begin: str, end: str, partial: bool, **where: str) -> list[str]:
         """One call of the function."""
         given = {"begin": begin, "end": end, "PARTIAL": str(partial), **where}
         arguments = [given.get(name, name) for name in (*self.state, *self.arguments, *self.constants())]
-        return call(f"{', '.join(self.state)} = _visit", arguments)
+        return call(f"{', '.join(self.state)} = {self.name}", arguments)
 
     def _loop(self) -> list[str]:
         return [*self._loop_constants(), "for i in range(begin, end):", *indented(self._body())]
@@ -320,14 +332,14 @@ class Visit:
         inside = {f"k{a}": f"k{a}_in{keys}" for a in range(self.facts.rank) if self._crosses(a)}
         return replace(names, variables={**names.variables, **inside})
 
-    def _pair(self, value: Expr) -> str:
-        """Code of an expression on [rows, keys]."""
+    def _pair(self, value: Expr, known: Mapping[Expr, str] | None = None) -> str:
+        """Code of an expression on [rows, keys]; `known` are nodes computed before."""
         nodes = {e: f"{n}[:, None]" if self.is_vector(e) else n for e, n in self.row_values.items()}
-        nodes |= {e: f"{n}[None, :]" for e, n in self.key_values.items()}
+        nodes |= {e: f"{n}[None, :]" for e, n in self.key_values.items()} | dict(known or {})
         return code(value, self._inside(self.names("[:, None]", "[None, :]", nodes), "[None, :]"))
 
     def _masked(self) -> list[str]:
-        """The mask of a partial tile, on scores (softmax) or weights (pointwise)."""
+        """The mask of a partial tile, on scores (softmax, roots) or weights (pointwise)."""
         terms = self._band_terms()
         residual = self.facts.residual
         lines = [] if self.facts.maps or residual is None else self._key_value_lines()
@@ -336,14 +348,27 @@ class Visit:
         if not terms:
             return []
         masked = [*lines, f"allowed = {terms[0]}", *(f"allowed &= {term}" for term in terms[1:])]
-        if self.facts.softmax:
+        if self.facts.softmax or self.facts.rooted:
             masked.append('s = tl.where(allowed, s, float("-inf"))')
         return ["if PARTIAL:", *indented(masked)]
 
     def _accumulate(self) -> list[str]:
+        if self.facts.rooted:
+            return self._root_sums()
         values = self._loads("v", self.value_chunks)
         weights, scale = self._softmax() if self.facts.softmax else self._pointwise(), self.facts.value_scale
         return [*weights, *([] if scale is None else [f"p *= {self._pair(scale)}  # spec: token_scales"]), *values, *self._sums()]
+
+    def _root_sums(self) -> list[str]:
+        """What a sweep adds up; a masked score weighs nothing."""
+        weight: Expr = self.facts.weights["weight"]
+        slope, lines, known = derivative(weight, SCORE), ["m = tl.maximum(m, tl.max(s, 1))"], dict[Expr, str]()
+        both = set(nodes(slope)) - {weight}
+        for n in (n for n in nodes(weight) if n in both and {"s", "t"} <= variables(n)):
+            lines.append(f"x{len(known)} = {self._pair(n, known)}")
+            known[n] = f"x{len(known)}"
+        sums = {WEIGHT_SUM: weight, SLOPE_SUM: slope}
+        return [*lines, *(f"{name} += tl.sum({self._pair(value, known)}, 1)" for name, value in sums.items())]
 
     @property
     def fused_scale(self) -> bool:
@@ -377,7 +402,8 @@ class Visit:
             return []
         if self.facts.row_class == "ratio":
             rounded = "p = p.to(v.dtype.element_ty)  # before they are added up: the weights that meet the values are those of a mean"
-            return [*([] if self.facts.dtype == "float32" else [rounded]), "l += tl.sum(p.to(tl.float32), 1)"]
+            exact = self.facts.dtype == "float32" or self.facts.statistic
+            return [*([] if exact else [rounded]), "l += tl.sum(p.to(tl.float32), 1)"]
         every = f"l += {float(self.facts.k_rows)}"
         if not self._masked():
             return [every]

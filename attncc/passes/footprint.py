@@ -166,6 +166,8 @@ def _values(body: Graph) -> list[Expr]:
 def _long_weight(body: Graph) -> bool:
     """Whether the formula of a weight keeps more than a score on the way, as every score map does."""
     weights = reduction(body)
+    if weights.op is GraphOp.ROOT:
+        return True  # and its derivative
     return row_class(body) != "softmax" and any(n.op in (Op.SOFTPLUS, Op.POW, Op.SELECT, Op.EXP, Op.TANH) for n in nodes(weights["weight"]))
 
 

@@ -92,8 +92,8 @@ class Plan(BaseModel):
 
     @model_validator(mode="after")
     def _one_tiling(self) -> Plan:
-        if len({(kernel.q_tile, kernel.k_tile) for kernel in self.kernels}) > 1:
-            raise ValueError("kernels: all take the same tiles, for they see the same pairs")
+        if len({(kernel.q_tile, kernel.k_tile, kernel.block_mask) for kernel in self.kernels}) > 1:
+            raise ValueError("kernels: all take the same tiles and block_mask, for they see the same pairs")
         return self
 
     @cached_property

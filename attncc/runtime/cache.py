@@ -39,7 +39,7 @@ _unusable: set[Path] = set()
 def entry_name(plan: Plan) -> str:
     """Readable and unique: the kernel, the target, and a digest of everything that decides the generated text."""
     parts = json.dumps([plan.digest, VERSION, printer_digest()])
-    return f"{plan.kernels[0].name}-{plan.target}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+    return f"{plan.kernels[-1].name}-{plan.target}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
 
 @lru_cache

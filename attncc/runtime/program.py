@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from attncc import knobs
+from attncc.codegen.facts import Facts
 from attncc.errors import AttnccError, InputError
 from attncc.ir.expr import tables
 from attncc.ir.graph import ROW_INPUTS, GraphOp, gives, row_class, statistic
@@ -83,6 +84,12 @@ class Program:
     def statistic(self) -> str | None:
         """The number of each row that the kernel is for, by name; None where it combines values."""
         return statistic(self.kernel.graph)
+
+    @cached_property
+    def launcher(self) -> str:
+        """The generated file's function that launches the kernel."""
+        before = () if self.statistic else self.plan.kernels[:-1]
+        return Facts(self.kernel, target_record(self.plan.target), before).launcher
 
     @cached_property
     def prints_lse(self) -> bool:
@@ -204,15 +211,18 @@ def forward(program: Program, operands: Operands, logits: Mapping[str, Tensor], 
 
 def _launched(program: Program, operands: Operands, logits: Mapping[str, Tensor], out: Tensor, lse: Tensor) -> Tensor:
     """Runs the generated kernel into `out` on the tensors' device and its current stream; gives its log-sum-exp, if any, or `lse`."""
-    arguments: dict[str, Any] = {**operands.tables, **{name: _rows_contiguous(x) for name, x in logits.items()}, "out": out}
+    arguments: dict[str, Any] = {**operands.tables, **{name: _rows_contiguous(x) for name, x in logits.items()}}
+    arguments |= {} if program.statistic else {"out": out}
     device = operands.q.device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if program.kernel.block_mask == "lists":
             batch, heads = operands.q.shape[:2]
             arguments["lists"] = program.lists(operands.query, operands.key, operands.tables, batch, heads, device)
         arguments |= _open_lengths(program, operands)
-        streamed = (_rows_contiguous(x) for x in (operands.q, operands.k, operands.v))
-        result = cache.module(program.plan, program.spec_json).forward(*streamed, **arguments)
+        streamed = (_rows_contiguous(x) for x in (operands.q, operands.k, *(() if program.statistic else (operands.v,))))
+        result = getattr(cache.module(program.plan, program.spec_json), program.launcher)(*streamed, **arguments)
+    if program.statistic:
+        return cast(Tensor, result)
     return result[1] if program.prints_lse else lse
 
 

@@ -214,7 +214,7 @@ class _Many:
         powers = all(side & (side - 1) == 0 for side in (*q_tile, *k_tile))
         size = (*kind, prod(q_tile), prod(k_tile))
         if not powers or size not in self.plans:
-            self.plans[size] = compiler.plan(spec, self.target.name, q_tile, k_tile).kernels[0]
+            self.plans[size] = compiler.plan(spec, self.target.name, q_tile, k_tile).kernels[-1]
         return self.plans[size].model_copy(update={"q_tile": q_tile, "k_tile": k_tile})
 
     def dense(self, spec: AttentionSpec, tiling: Tiling) -> Prediction | str:

@@ -107,7 +107,8 @@ def score_work(kernel: KernelPlan) -> Work:
     convert = 0.5 if element_bytes(body) == 2 and body.find(GraphOp.COMBINE) else 0.0
     own = _expression(weight["weight"])
     if kind == "root":
-        own = own + _expression(derivative(weight["weight"], SCORE)) + Work(fma=2.0, integer=1.0)  # both sums, and the greatest score
+        sums = weight["weight"], derivative(weight["weight"], SCORE)
+        own = _expression(*sums) + Work(fma=2.0, integer=1.0)  # both sums, and the greatest score
     if kind == "softmax":
         rescale = widths(body)[1] / prod(kernel.k_tile)
         own = Work(exp=1.0, fma=2.0 + rescale, integer=1.0)
@@ -145,10 +146,10 @@ def _shares(k_tile: tuple[int, ...]) -> Iterator[float]:
         yield min(max(own, 1), columns) / columns
 
 
-def _expression(root: Expr) -> Work:
+def _expression(*roots: Expr) -> Work:
     """What is computed anew for each pair: nodes that depend on the score, or on both the query and the key."""
     total = Work()
-    for node in nodes(root):
+    for node in nodes(*roots):
         if _differs_by_pair(node):
             total = total + _cost(node)
     return total

@@ -39,7 +39,7 @@ def rehearse(case: Case, target: str) -> Record:
 
 def compiled(plan: Plan, spec: AttentionSpec) -> Record:
     """Figures of the machine code for the plan's target."""
-    kernel, record = plan.kernels[0], target_record(plan.target)
+    kernel, record = plan.kernels[-1], target_record(plan.target)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{kernel.name}.py"
         path.write_text(emit(plan, spec.to_json(indent=None)), encoding="utf-8")

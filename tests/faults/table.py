@@ -6,6 +6,7 @@ from tests.faults.compiler import COMPILER
 from tests.faults.masks import MASKS
 from tests.faults.runner import Fault
 from tests.faults.runtime import RUNTIME
+from tests.faults.statistics import STATISTICS
 from tests.faults.surface import SURFACE
 
-FAULTS: tuple[Fault, ...] = (*COMPILER, *MASKS, *RUNTIME, *SURFACE)
+FAULTS: tuple[Fault, ...] = (*COMPILER, *MASKS, *RUNTIME, *STATISTICS, *SURFACE)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attncc.codegen.module import emit
-from attncc.ir.graph import ROW_INPUTS
+from attncc.ir.graph import ROW_INPUTS, reduction, statistic
 from attncc.passes.block_mask import BlockMask, block_mask
 from attncc.passes.plan import KernelPlan, Plan
 from attncc.passes.tiles import bind
@@ -106,7 +106,8 @@ class Run:
     def steps(self) -> int:
         """Tiles that the interpreter walks."""
         found = self.block_mask
-        return found.visited * self.case.batch * self.spec.heads // (found.batch * found.heads)
+        walks = sum(1 + reduction(graph).get("sweeps", 0) for graph in self.plan.graphs)
+        return int(found.visited * self.case.batch * self.spec.heads * walks // (found.batch * found.heads))
 
     @cached_property
     def source(self) -> str:
@@ -119,8 +120,9 @@ class Run:
     def outputs(self) -> Tensors:
         """What the kernel writes into memory full of NaN."""
         q, k, v, inputs = self.tensors
-        kernel = self.plan.kernels[0]
-        tables = [n["name"] for n in kernel.graph.nodes() if n.op.value == "input"]
+        kernel = self.plan.kernels[-1]
+        made = {statistic(graph) for graph in self.plan.graphs}
+        tables = [n["name"] for n in kernel.graph.nodes() if n.op.value == "input" and n["name"] not in made]
         given = self._tables(tables) | {name: inputs[name] for name in ROW_INPUTS if name in inputs}
         given |= {"lists": self.lists()} if kernel.block_mask == "lists" else {}
         options: dict[str, Any] = {"tokens": self._tokens()} if "tokens=None" in self.source else {}
@@ -130,7 +132,7 @@ class Run:
 
     def _tables(self, names: list[str]) -> dict[str, Any]:
         """Tables by name; those of the spec itself have their values in the graph."""
-        constant = {n["name"]: n.get("values") for n in self.plan.kernels[0].graph.nodes() if n.op.value == "input"}
+        constant = {n["name"]: n.get("values") for n in self.plan.kernels[-1].graph.nodes() if n.op.value == "input"}
         chosen = [n for n in names if n not in ("q", "k", "v", *ROW_INPUTS)]
         return {n: self.tensors[3][n] if constant[n] is None else torch.tensor(constant[n]) for n in chosen}
 

@@ -20,7 +20,6 @@ quiet = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, Hea
 @st.composite
 def runs(draw: st.DrawFn, target: str, dtype: str) -> Run:
     case = draw(cases(SIZES, (dtype,)))
-    assume(case.spec["normalizer"]["kind"] not in ("entmax", "lssar"))  # refused: a file holds one launch
     rank = len(case.spec["tokens"])
     change = draw(st.sampled_from([as_planned, as_planned, every_tile]))
     run = Run(case, target, draw(matmul_tiles(rank)), draw(matmul_tiles(rank)), draw(st.sampled_from(LAYOUTS)), change)

@@ -15,6 +15,7 @@ from attncc.runtime import cache, program
 from tests.runtime.cases import Case, gradients
 
 CASES = ["one token", "causal, rows without a key", "value heads", "segments", "two tables", "gate", "bias", "sigmoid", "nothing allowed"]
+CASES += ["sparsemax", "re-weighted softplus over keys"]
 
 
 def error(got: torch.Tensor, want: torch.Tensor) -> float:

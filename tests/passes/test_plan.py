@@ -16,7 +16,7 @@ from attncc.ir.graph import Graph, GraphOp, Stage
 from attncc.ir.verify import verify
 from attncc.passes.fuse import fuse
 from attncc.passes.plan import KernelPlan, Plan
-from attncc.pipeline import canonical, plan
+from attncc.pipeline import canonical, check, plan
 from attncc.spec.attention import AttentionSpec
 from tests.strategies import Case, cases
 
@@ -149,6 +149,8 @@ def test_fusion_keeps_every_result(case: Case) -> None:
         ({}, "attention_1d_softmax_forward"),
         ({"tokens": [8, 8], "mask": GNA, "normalizer": {"kind": "sigmoid"}}, "attention_2d_sigmoid_forward"),
         ({"tokens": [4, 4, 4], "mask": {"kind": "full"}, "normalizer": {"kind": "relu"}}, "attention_3d_relu_forward"),
+        ({"normalizer": {"kind": "entmax"}}, "attention_1d_threshold"),
+        ({"normalizer": {"kind": "lssar", "power": 2}}, "attention_1d_row_log"),
     ],
 )
 def test_kernels_have_stable_names(fields: dict[str, Any], name: str) -> None:
@@ -210,3 +212,27 @@ def test_keys_are_made_ready_before_where_many_tiles_visit_them(tokens: Any, key
     k, v = kernel("sm_90", **fields, loads=[{"kind": "rotary"}]).views
     assert (k.prepared, k.address) == (prepared, "box" if prepared else "rows")
     assert (v.prepared, v.address) == (False, "box")
+
+
+# ---- plans of two kernels --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["cpu", "sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("normalizer", [{"kind": "entmax", "alpha": 1.3}, {"kind": "lssar", "power": 2.0}], ids=lambda n: n["kind"])
+def test_kernels_of_a_plan_share_their_tiles(normalizer: Any, target: str) -> None:
+    made = plan(spec(normalizer=normalizer), target)
+    first, last = made.kernels
+    assert (first.q_tile, first.k_tile, first.block_mask) == (last.q_tile, last.k_tile, last.block_mask)
+    assert [view.operand for view in first.views] == ["k"] and [view.operand for view in last.views] == ["k", "v"]
+    assert check(Plan.from_json(made.to_json()), spec(normalizer=normalizer), target) == made
+    with pytest.raises(PlanError, match="do not compute what the spec says"):
+        check(made.model_copy(update={"kernels": made.kernels[1:]}), spec(normalizer=normalizer), target)
+
+
+def test_a_plan_whose_kernels_differ_in_tiles_is_none() -> None:
+    data = json.loads(plan(spec(normalizer={"kind": "entmax"}), "sm_90").to_json())
+    data["kernels"][0]["q_tile"] = [16]
+    with pytest.raises(ValueError, match="all take the same tiles"):
+        Plan.model_validate(data)
+    with pytest.raises(ValueError, match="at least 1"):
+        Plan.model_validate({**data, "kernels": []})

@@ -19,6 +19,7 @@ from attncc import AttentionSpec, loads, masks, normalizers, scores
 from attncc.errors import InputError
 from attncc.pipeline import plan
 from attncc.simulator import constants, machine, predict, work
+from attncc.simulator.bounds import classify
 from attncc.simulator.instructions import Compiled, compiled_work, loop_work
 from attncc.targets import target
 from benchmarks import calibrate, simulator
@@ -291,3 +292,37 @@ def test_keys_that_turn_are_moved_once_more() -> None:
     moved = 2 * 4 * 4096 * 128 * 2 / device.memory_bytes_per_second
     extra = (turned.milliseconds - plain.milliseconds) / 1e3
     assert extra == pytest.approx(moved + device.launch_seconds, rel=1e-9)
+
+
+# ---- kernels one after another -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("normalizer", [normalizers.Entmax(), normalizers.LSSAR(power=2.0)], ids=lambda n: n.kind)
+def test_times_of_two_kernels_add_up(normalizer: Any, direction: Any) -> None:
+    spec = line(normalizer=normalizer, mask=masks.Causal())
+    report, made = attncc.simulate(spec, "h100", direction=direction), plan(spec, "h100")
+    mask = classify(spec, made.kernels[0].q_tile, made.kernels[0].k_tile)
+    rows = predict.Rows.of(mask, spec.heads, 1, made.kernels[0].row_order == "descending")
+    apart = [predict.predict(kernel, rows, predict.Conditions(H100, direction=direction)) for kernel in made.kernels]
+    assert report.prediction is not None and report.prediction.milliseconds == pytest.approx(sum(p.milliseconds for p in apart))
+    assert report.prediction.busy["launch"] == pytest.approx(sum(p.busy["launch"] for p in apart))
+    assert report.tile_bound == attncc.simulate(line(mask=masks.Causal()), "h100", report.q_tile, report.k_tile).tile_bound
+    tiles = report.q_tile, report.k_tile
+    assert attncc.simulate_many([attncc.Candidate(spec, *tiles)], "h100", direction=direction) == [
+        attncc.simulate(spec, "h100", *tiles, direction=direction)
+    ]
+
+
+def test_every_sweep_walks_over_the_keys() -> None:
+    few, many = (plan(line(normalizer=normalizers.Entmax(sweeps=n)), "h100").kernels[0] for n in (3, 15))
+    assert work.tile_work(many).full.tensor == pytest.approx(4 * work.tile_work(few).full.tensor)
+    assert work.tile_work(many).partial.integer == pytest.approx(4 * work.tile_work(few).partial.integer)
+    assert work.tile_work(many, "backward").full.tensor == pytest.approx(work.tile_work(few, "backward").full.tensor)
+
+
+def test_a_resource_report_is_of_one_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "resources.json"
+    path.write_text(json.dumps({"registers": 128, "shared_bytes": 65536, "threads": 256, "loops": []}))
+    with pytest.raises(InputError, match="resources: are of one kernel, and this plan has 2"):
+        attncc.simulate(line(normalizer=normalizers.Entmax()), "h100", resources=path)

@@ -50,7 +50,7 @@ class Story:
 
 def sections(story: Story) -> dict[str, str]:
     """The page's parts by their name in the template."""
-    kernel = story.plan.kernels[0]
+    kernel = story.plan.kernels[-1]
     return {
         "cards": cards(story.report),
         "levels": levels(story.report),
@@ -62,7 +62,7 @@ def sections(story: Story) -> dict[str, str]:
         "measured": measurements(story.measured),
         "spec": escape(story.report.spec.to_json()),
         "graph": graph_svg(kernel.graph),
-        "text": escape("\n".join(kernel.body)),
+        "text": escape("\n".join(line for each in story.plan.kernels for line in each.body)),
         "plan": plan_table(kernel),
         "rejected": table(("candidate", "reason"), ((r.candidate, r.reason) for r in kernel.rejected[:MOST_REJECTED])),
         "count": f"{len(kernel.rejected):,}",

@@ -50,7 +50,7 @@ def roofline_figure(report: SpeedupReport) -> Figure:
     device = target_record(report.target).performance
     if report.prediction is None or report.baseline_prediction is None or device is None:
         raise UnsupportedError("a roofline", report.unpredicted or "there are no times", "a device such as h100")
-    kernel = plan(report.spec, report.target, report.q_tile, report.k_tile).kernels[0]
+    kernel = plan(report.spec, report.target, report.q_tile, report.k_tile).kernels[-1]
     rate = Sm(device, dtype_of(kernel), next(iter(constants.shipped().pipelines.values()))).tensor_rate
     figure = new_figure(8.0, 4.8)
     axes = figure.add_axes((0.1, 0.13, 0.87, 0.74))

@@ -56,9 +56,10 @@ def scheduled(report: SpeedupReport, tables: Mapping[str, Any] | None = None) ->
     record, prediction = target_record(report.target), report.prediction
     if prediction is None or record.performance is None:
         raise UnsupportedError("a timeline", report.unpredicted or "there are no times", "a device such as h100")
-    kernel = plan(report.spec, report.target, report.q_tile, report.k_tile).kernels[0]
+    kernels = plan(report.spec, report.target, report.q_tile, report.k_tile).kernels
+    kernel = kernels[-1]
     mask = classify(report.spec, report.q_tile, report.k_tile, report.lengths, tables)
-    batch = max(mask.batch, prediction.blocks // (report.spec.heads * mask.tiling.rows))
+    batch = max(mask.batch, prediction.blocks // (len(kernels) * report.spec.heads * mask.tiling.rows))
     if prediction.blocks > MOST_BLOCKS:
         raise UnsupportedError("a timeline", f"{prediction.blocks:,} blocks are too many", f"at most {MOST_BLOCKS:,} of them")
     conditions = Conditions(record, batch, pipeline="torch" if record.backend == "cpu" else "triton")
