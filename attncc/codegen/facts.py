@@ -155,6 +155,11 @@ class Facts:
         return row_class(self.body)
 
     @property
+    def counts_keys(self) -> bool:
+        """Whether the loop counts the keys of each row; where the mask is bands, these say how many there are."""
+        return self.row_class == "mean" and self.residual is not None
+
+    @property
     def softmax(self) -> bool:
         return self.row_class == "softmax"
 

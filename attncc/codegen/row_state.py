@@ -80,7 +80,14 @@ class RowState:
             index = "[:, None]" if self.visit.is_vector(facts.divisor) else ""
             return [f"norm = (1.0 / {code(facts.divisor, self.visit.names('', ''))}){index}"]
         least = {"softmax": "tl.where(l == 0.0, 1.0, l)", "mean": "tl.maximum(l, 1.0)", "ratio": f"tl.maximum(l, {TINY!r})"}
-        return [f"norm = (1.0 / {least[facts.row_class]})[:, None]  # a row without a key gives 0"]
+        known = self._keys() if facts.row_class == "mean" and not facts.counts_keys else []
+        return [*known, f"norm = (1.0 / {least[facts.row_class]})[:, None]  # a row without a key gives 0"]
+
+    def _keys(self) -> list[str]:
+        """How many keys each row sees, by the bands."""
+        facts = self.visit.facts
+        axes = [f"tl.maximum(tl.zeros([{facts.q_rows}], tl.int32) + high{a} - low{a} + 1, 0).to(tl.float32)" for a in range(facts.rank)]
+        return [f"l {'*' if a else ''}= {keys}" for a, keys in enumerate(axes)]
 
     def number(self) -> list[str]:
         """Writes the number of each row: a root, or the natural log of what rows divide by."""

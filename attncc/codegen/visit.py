@@ -183,7 +183,7 @@ class Visit:
     def state(self) -> list[str]:
         """What a row carries from tile to tile."""
         outputs = [f"acc{i}" for i in range(len(self.value_chunks))]
-        kept = {"softmax": ["m", "l"], "ratio": ["l"], "mean": ["l"], "root": ["m", WEIGHT_SUM, SLOPE_SUM]}
+        kept = {"softmax": ["m", "l"], "ratio": ["l"], "mean": ["l"] * self.facts.counts_keys, "root": ["m", WEIGHT_SUM, SLOPE_SUM]}
         return kept.get(self.facts.row_class, []) + outputs
 
     def candidates(self) -> list[str]:
@@ -398,7 +398,7 @@ class Visit:
 
     def _totals(self) -> list[str]:
         """Adds to what rows divide by: the sum of their weights, or the number of their keys."""
-        if self.facts.row_class == "pointwise":
+        if self.facts.row_class == "pointwise" or (self.facts.row_class == "mean" and not self.facts.counts_keys):
             return []
         if self.facts.row_class == "ratio":
             rounded = "p = p.to(v.dtype.element_ty)  # before they are added up: the weights that meet the values are those of a mean"

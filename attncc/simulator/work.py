@@ -13,7 +13,7 @@ from math import prod
 from typing import Literal
 
 from attncc.ir.derivatives import derivative
-from attncc.ir.expr import Expr, Kind, Op, nodes, variables
+from attncc.ir.expr import Expr, Kind, Op, const, nodes, variables
 from attncc.ir.graph import GraphOp, reduction, row_class
 from attncc.ir.rows import SCORE
 from attncc.passes.footprint import element_bytes, widths
@@ -133,8 +133,8 @@ def mask_work(kernel: KernelPlan) -> Work:
     bands = mask["bands"]
     compared = sum(2.0 * share for share in _shares(kernel.k_tile))
     combined = 1.0 if len(bands) > 1 else 0.0
-    counts = row_class(kernel.graph) == "mean"
-    counted = Work(fma=1.0, integer=1.0) if counts else Work()  # in full tiles a constant
+    counts = row_class(kernel.graph) == "mean" and mask["residual"] is not const(True)
+    counted = Work(fma=1.0, integer=1.0) if counts else Work()  # in full tiles a constant; bands say how many keys a row sees
     return counted + Work(integer=compared + combined + SELECTS) + _expression(mask["residual"])
 
 
