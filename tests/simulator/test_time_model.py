@@ -93,17 +93,18 @@ def test_work_of_a_tile() -> None:
 
 
 def test_sums_and_counts_cost() -> None:
-    def kernel(normalizer: Any) -> Any:
-        return plan(line(normalizer=normalizer, mask=masks.Causal()), "h100", (128,), (128,)).kernels[0]
+    def kernel(normalizer: Any, mask: masks.Mask = masks.Causal()) -> Any:
+        return plan(line(normalizer=normalizer, mask=mask), "h100", (128,), (128,)).kernels[0]
 
     ratio, plain = (work.score_work(kernel(n)) for n in (normalizers.PositiveRatio(weight="sigmoid"), normalizers.Sigmoid()))
     assert replace(ratio, fma=ratio.fma - 1) == plain
     assert work.score_work(kernel(normalizers.PositiveRatio())).exp > ratio.exp
     scaled = plan(line(token_scales=("v",), mask=masks.Causal()), "h100", (128,), (128,)).kernels[0]
     assert work.score_work(scaled).fma == work.score_work(kernel(normalizers.Softmax())).fma + 1
-    mean, relu = (kernel(normalizers.ReLU(divisor=divisor)) for divisor in ("allowed", None))
-    assert work.score_work(mean) == work.score_work(relu)
-    assert work.mask_work(mean).fma == work.mask_work(relu).fma + 1
+    for mask, counted in ((masks.Segments(), 1), (masks.Causal(), 0)):  # bands say how many keys there are
+        mean, relu = (kernel(normalizers.ReLU(divisor=divisor), mask) for divisor in ("allowed", None))
+        assert work.score_work(mean) == work.score_work(relu)
+        assert work.mask_work(mean).fma == work.mask_work(relu).fma + counted
 
 
 def test_score_maps_and_predicates_cost() -> None:
