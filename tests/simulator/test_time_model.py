@@ -27,6 +27,7 @@ from benchmarks.workers import ROOT
 
 H100 = target("h100")
 SHIPPED = constants.shipped()
+CAUSAL = masks.Causal()
 
 
 def line(tokens: int = 4096, mask: Any = None, **fields: Any) -> AttentionSpec:
@@ -93,7 +94,7 @@ def test_work_of_a_tile() -> None:
 
 
 def test_sums_and_counts_cost() -> None:
-    def kernel(normalizer: Any, mask: masks.Mask = masks.Causal()) -> Any:
+    def kernel(normalizer: Any, mask: masks.Mask = CAUSAL) -> Any:
         return plan(line(normalizer=normalizer, mask=mask), "h100", (128,), (128,)).kernels[0]
 
     ratio, plain = (work.score_work(kernel(n)) for n in (normalizers.PositiveRatio(weight="sigmoid"), normalizers.Sigmoid()))
