@@ -27,7 +27,7 @@ STATISTICS: tuple[Fault, ...] = (
         NORMALIZERS,
         "const(least) < x, logarithm",
         "const(0.0) < x, logarithm",
-        (f"{ROWS}::test_reweighting_is_finite",),
+        (f"{ROWS}::test_rounding_is_not_weighed",),
     ),
     Fault(
         "fuse: a kernel that does not wait for the statistic it reads",

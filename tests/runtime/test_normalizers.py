@@ -231,6 +231,14 @@ def test_reweighting_is_finite(power: float, scale: float, offset: float) -> Non
         assert bool((lse[:, :, -1] == -math.inf).all())
 
 
+def test_rounding_is_not_weighed() -> None:
+    """Keys that are all alike weigh the average, of which a float32 is a few last places off in some rows."""
+    q, v = torch.randn(1, 1, 200, 4), torch.randn(1, 1, 37, 4)
+    spec = {"tokens": 200, "key_tokens": 37, "heads": 1, "head_dim": 4, "dtype": "float32"}
+    made = attncc.compile(AttentionSpec.model_validate({**spec, "normalizer": normalizers.LSSAR(power=2.0, count="keys")}), "cpu")
+    assert not made(q, torch.ones(1, 1, 37, 4), v).any()
+
+
 def test_reweighting_of_many_keys_overflows_nothing() -> None:
     """A key that has the whole row: (5000 - 1) ** 15 is no float32."""
     q, k = torch.full((1, 1, 1, 4), 20.0), torch.full((1, 1, 5000, 4), -20.0)
