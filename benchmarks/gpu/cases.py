@@ -102,6 +102,8 @@ def _vocabulary() -> list[Case]:
         _case("causal sinks", **causal, normalizer=normalizers.Softmax(sink="per_head"), outputs=("output", "lse")),
         _case("causal key and value sink", **causal, normalizer=normalizers.Softmax(sink="key_value")),
         _case("causal softplus", **causal, normalizer=normalizers.PositiveRatio(row_scale=(0.5, 1.0))),
+        _case("causal entmax", **causal, normalizer=normalizers.Entmax()),
+        _case("causal LSSAR", **causal, normalizer=normalizers.LSSAR(power=2.0)),
         _case("causal relu mean", **causal, normalizer=normalizers.ReLU(power=2.0, divisor="allowed")),
         _case("causal rotary, QK-norm", **causal, loads=(loads.QKNorm(weights=True), loads.Rotary()), quick=True),
         _case("2-D rotary neighborhood", (64, 64), 8, masks.Neighborhood(window=13), (25, 30), loads=(loads.Rotary(),)),
