@@ -15,8 +15,8 @@ from attncc.ir.expr import Table
 from attncc.ir.graph import GraphOp, Node, loads_of
 
 PREPARE = "prepare_keys"
-ROWS = 64
-"""Rows that one program of the keys' own kernel prepares."""
+WORDS = 2048
+"""Elements that one program of the keys' own kernel prepares: 16 a thread, each beside its partner, a cosine and a sine."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,28 @@ class Loads:
 
     # ---- keys ----------------------------------------------------------------------------------------------------------------------
 
+    @property
+    def prepare_rows(self) -> int:
+        """Rows that one program of the keys' own kernel prepares."""
+        width = sum(chunk.width for chunk in chunks(self.facts.width))
+        return max(1, WORDS >> (width - 1).bit_length())
+
+    def prepare_arguments(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """Tensors, and run-time numbers with their types, that the keys' own kernel takes."""
+        strides = [f"{t}_{axis}" for t in ("k", "out") for axis in "bhn"]
+        scalars = [*((name, "tl.int64") for name in strides), *self.scalars("k"), ("tokens", "tl.int32")]
+        return ["k", "out", *self.pointers("k")], scalars
+
     def prepare(self) -> list[str]:
         """The kernel that prepares keys."""
         parts = chunks(self.facts.width)
-        strides = [f"{t}_{axis}" for t in ("k", "out") for axis in "bhn"]
-        scalars = [*((name, "tl.int64") for name in strides), *self.scalars("k"), ("tokens", "tl.int32")]
+        pointers, scalars = self.prepare_arguments()
         names = [f'"{name}"' for name, _ in scalars]
-        arguments = ["k", "out", *self.pointers("k"), *(f"{name}: {kind}" for name, kind in scalars)]
+        arguments = [*pointers, *(f"{name}: {kind}" for name, kind in scalars)]
         body = [
             "h = tl.program_id(1)",
             "b = tl.program_id(2)",
-            f"token = tl.program_id(0) * {ROWS} + tl.arange(0, {ROWS})",
+            f"token = tl.program_id(0) * {self.prepare_rows} + tl.arange(0, {self.prepare_rows})",
             "inside = (token < tokens)[:, None]",
             "at = tl.minimum(token, tokens - 1).to(tl.int64)[:, None]",
             "k += b * k_b + h * k_h",
@@ -177,7 +188,7 @@ class Loads:
         return [
             *lines,
             "prepared = torch.empty(k.shape, dtype=k.dtype, device=k.device)",
-            *call(f"{PREPARE}[(triton.cdiv(k.shape[2], {ROWS}), k.shape[1], batch)]", arguments),
+            *call(f"{PREPARE}[(triton.cdiv(k.shape[2], {self.prepare_rows}), k.shape[1], batch)]", arguments),
             "k = prepared",
         ]
 

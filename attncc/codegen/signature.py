@@ -7,10 +7,12 @@ from typing import Any
 
 from attncc.codegen.facts import Facts
 from attncc.codegen.kernel import LISTS, Kernel
+from attncc.codegen.loads import Loads
 from attncc.codegen.routing import ROUTED
 from attncc.passes.footprint import BYTES
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64", "int32": "i32"}
+NUMBERS = {"tl.int64": "i64", "tl.int32": "i32"}
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,20 @@ def default_specialization(facts: Facts) -> Specialization:
     kernel = Kernel(facts)
     boxed = _boxes(facts, kernel)
     types = {name: boxed.get(name) or f"*{SHORT[_dtype(name, facts)]}" for name in kernel.pointers}
-    types |= {name: {"tl.int64": "i64", "tl.int32": "i32"}[kind] for name, kind in kernel.scalars}
+    types |= {name: NUMBERS[kind] for name, kind in kernel.scalars}
     types |= dict.fromkeys(kernel.constants, "constexpr")
     constants: dict[str, Any] = {"ALIGNED": 16 // BYTES[facts.dtype], "INDEX": "int32"}
     if facts.boxes:
         constants["BOX"] = 1
     pointers = tuple(name for name in kernel.pointers if name not in boxed)
     return Specialization(types, constants, pointers, pointers if facts.target.backend == "hip" else ())
+
+
+def prepare_specialization(facts: Facts) -> Specialization:
+    """The same of the kernel that makes keys ready, in plans that have one."""
+    names, scalars = Loads(facts).prepare_arguments()
+    types = {name: f"*{SHORT[_dtype(name, facts)]}" for name in names} | {name: NUMBERS[kind] for name, kind in scalars}
+    return Specialization(types, {}, tuple(names), tuple(names) if facts.target.backend == "hip" else ())
 
 
 def _boxes(facts: Facts, kernel: Kernel) -> dict[str, str]:

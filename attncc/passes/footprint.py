@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attncc.ir.expr import Expr, Op, const, nodes, variables
+from attncc.ir.expr import Expr, Kind, Op, const, nodes, variables
 from attncc.ir.graph import Graph, GraphOp, reduction, row_class, source
 from attncc.targets import Target
 
@@ -34,12 +34,14 @@ BARRIERS = 2048
 class Comfort:
     """What a matrix unit leaves a thread: tiles may take `registers` of it, score maps and long weights cost `maps` registers a score.
 
+    `keys` weighs values of keys and what a mask beside its bands computes.
     `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
     is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
     """
 
     registers: int
     maps: float = 0.5
+    keys: float = 0.0
     warps: tuple[int, ...] = (4, 8)
     key_words: int = 1 << 30
     query_words: int = 1 << 30
@@ -50,7 +52,7 @@ class Comfort:
 
 COMFORT = {
     ("mma", 2): Comfort(160, registers_asked=255),
-    ("wgmma", 2): Comfort(160, maps=0.75),
+    ("wgmma", 2): Comfort(160, maps=0.75, keys=1.0),
     ("tcgen05", 2): Comfort(140, maps=1.0, registers_asked=255),  # accumulators pass through registers whole
     ("mfma", 2): Comfort(150, maps=1.0, warps=(4,)),  # eight warps halve the registers of a thread
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
@@ -147,7 +149,7 @@ def shared_bytes(body: Graph, c: Configuration, target: Target) -> int:
 
 def pair_tables(body: Graph) -> int:
     """Reads of tables that differ from pair to pair: biases by relative position, masks given as arrays."""
-    return sum(all(any(name.startswith(side) for name in variables(read)) for side in "qk") for read in _reads(body))
+    return sum(_sides(read) == "kq" for read in _reads(body))
 
 
 def _dense_tables(body: Graph) -> int:
@@ -163,6 +165,34 @@ def _values(body: Graph) -> list[Expr]:
     return [*(n["value"] for n in body.find(GraphOp.MAP)), *(n["residual"] for n in body.find(GraphOp.MASK))]
 
 
+def _key_registers(body: Graph, c: Configuration, target: Target) -> float:
+    """Registers of one thread for values of keys: what scales values, and what a mask beside its bands computes.
+
+    Matrix units give a thread a quarter of a tile's columns, so a value of each key costs it a quarter of their number; the first two
+    that a mask needs have their room. Values of queries are few a thread. Numbers of pairs live beside the scores; booleans hardly do.
+    """
+    scaled = c.k_rows / 4 * (body.find(GraphOp.COMBINE)[0].get("value_scale") is not None)
+    residuals = [n["residual"] for n in body.find(GraphOp.MASK) if n["residual"] is not const(True)]
+    if not residuals:
+        return scaled
+    keys = {value for root in _values(body) for value in _of_keys(root)}
+    numbers = any(n.kind is not Kind.BOOL and _sides(n) == "kq" for residual in residuals for n in nodes(residual))
+    pairs = c.q_rows * c.k_rows / (c.num_warps * target.warp) if numbers else 0.0
+    return scaled + max(0, len(keys) - 2) * c.k_rows / 4 + pairs
+
+
+def _of_keys(root: Expr) -> set[Expr]:
+    """The largest parts of an expression that depend on keys and not on queries."""
+    if _sides(root) == "k":
+        return {root}
+    return {value for part in root.args for value in _of_keys(part)} if _sides(root) == "kq" else set()
+
+
+def _sides(value: Expr) -> str:
+    """Whose coordinates an expression reads: "", "k", "q" or "kq"."""
+    return "".join(side for side in "kq" if any(name.startswith(side) for name in variables(value)))
+
+
 def _long_weight(body: Graph) -> bool:
     """Whether the formula of a weight keeps more than a score on the way, as every score map does."""
     weights = reduction(body)
@@ -173,13 +203,14 @@ def _long_weight(body: Graph) -> bool:
 
 def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     """32-bit registers of one thread that tiles take: scores, weights, accumulators, and queries where they stand in registers."""
+    limit = comfort(body, target)
     key_width, value_width = widths(body)
     size = element_bytes(body)
     scores = c.q_rows * c.k_rows
     steps = bool(body.find(GraphOp.MAP)) + _long_weight(body)
-    words = scores + scores * size // 4 + c.q_rows * value_width + int(scores * comfort(body, target).maps * steps)
+    words = scores + scores * size // 4 + c.q_rows * value_width + int(scores * limit.maps * steps)
     words += scores * _dense_tables(body)
     if _dense_tables(body) and any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK)):
         words += scores  # what a partial tile's mask computes lives beside the table's offsets
     words += c.q_rows * key_width * size // 4 if target.matrix in ("mma", "mfma") else 0
-    return words // (c.num_warps * target.warp)
+    return words // (c.num_warps * target.warp) + int(limit.keys * _key_registers(body, c, target))
