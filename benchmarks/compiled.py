@@ -1,13 +1,17 @@
-"""Compiles the default plan of a row of the covering array for a target; keeps its figures under the digest of all that decides them."""
+"""Compiles the default plan of a row of the covering array for a target; keeps its figures under the digest of all that decides them.
+
+A plan that makes keys ready beforehand has a second, small kernel for it: its figures stand in the record's `prepare`.
+"""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,11 @@ from typing import Any
 from attncc import pipeline
 from attncc.codegen.aot import Job, compile_ahead
 from attncc.codegen.facts import Facts
+from attncc.codegen.loads import PREPARE
 from attncc.codegen.module import emit
+from attncc.codegen.signature import Specialization, prepare_specialization
 from attncc.passes.plan import KernelPlan
-from attncc.targets import target
+from attncc.targets import Target, target
 from benchmarks.variants import spec_of, specialization
 from benchmarks.workers import ROOT
 
@@ -31,13 +37,25 @@ Record = dict[str, Any]
 
 def compile_row(job: dict[str, Any]) -> Record:
     """Figures of the default plan of a row on a target: from an earlier run, or compiled now."""
-    row, name = job["row"], job["target"]
-    spec, record = spec_of(row), target(name)
-    plan = pipeline.plan(spec, name)
+    row, record = job["row"], target(job["target"])
+    spec = spec_of(row)
+    plan = pipeline.plan(spec, job["target"])
     source = emit(plan, spec.to_json(indent=None))
-    found = _together([_compiled(source, Facts(kernel, record), row["layout"]) for kernel in plan.kernels])
+    facts = [Facts(kernel, record) for kernel in plan.kernels]
+    found = _together([_chosen(f.plan) | _figures(source, f.plan.name, specialization(f, row["layout"]), record, f.options) for f in facts])
     found["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
+    if prepared := [f for f in facts if f.keys_prepared]:
+        special = prepare_specialization(prepared[0])
+        special = replace(special, aligned=()) if row["layout"] == "unaligned" else special
+        keys = _figures(source, PREPARE, special, record, {})
+        found["prepare"] = {name: keys[name] for name in ("registers", "shared_bytes", "spills", "stack_bytes")}
+        found["problems"] += [f"{PREPARE}: {problem}" for problem in keys["problems"]]
     return found | {"problems": [p for p in found["problems"] if row["layout"] != "unaligned" or not p.endswith(FORGIVEN)]}
+
+
+def _chosen(kernel: KernelPlan) -> Record:
+    tiles = {"q_tile": kernel.q_tile, "k_tile": kernel.k_tile}
+    return tiles | {"warps": kernel.num_warps, "stages": kernel.num_stages, "block_mask": kernel.block_mask}
 
 
 def _together(parts: list[Record]) -> Record:
@@ -52,32 +70,31 @@ def _together(parts: list[Record]) -> Record:
     return found
 
 
-def _compiled(source: str, facts: Facts, layout: str) -> Record:
-    """Figures of one kernel of a file."""
-    kernel, record = facts.plan, facts.target
-    special, options = specialization(facts, layout), facts.options
-    text = json.dumps([source, kernel.name, asdict(special), asdict(record), options, triton_version(), _readers()], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    kept = KEPT / f"{digest[:32]}.json"
+def _figures(source: str, name: str, special: Specialization, record: Target, options: dict[str, int]) -> Record:
+    """Figures of one kernel of a generated file."""
+    text = json.dumps([_code(source, name), name, asdict(special), asdict(record), options, triton_version(), _readers()], sort_keys=True)
+    kept = KEPT / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{kernel.name}.py"
+            path = Path(folder) / f"{name}.py"
             path.write_text(source, encoding="utf-8")
-            _keep(kept, _figures(Job(path, kernel.name, special, record, options), kernel))
+            _keep(kept, _compiled(Job(path, name, special, record, options)))
     found: Record = json.loads(kept.read_text(encoding="utf-8"))
     return found
 
 
-def _figures(job: Job, kernel: KernelPlan) -> Record:
+def _code(source: str, name: str) -> str:
+    """The part of a generated file that decides a kernel's machine code: neither its heading nor the host side."""
+    parts = [n for n in ast.parse(source).body if not isinstance(n, ast.FunctionDef) or n.decorator_list]
+    wanted = [n for n in parts[1:] if not isinstance(n, ast.FunctionDef) or (n.name == PREPARE) == (name == PREPARE)]
+    return "\n".join(map(ast.unparse, wanted))
+
+
+def _compiled(job: Job) -> Record:
     start = time.perf_counter()
     made = compile_ahead(job)
     used = made.resources
     return {
-        "q_tile": kernel.q_tile,
-        "k_tile": kernel.k_tile,
-        "warps": kernel.num_warps,
-        "stages": kernel.num_stages,
-        "block_mask": kernel.block_mask,
         "registers": used.registers,
         "shared_bytes": made.shared_bytes,
         "shared_limit": job.target.shared_bytes,

@@ -16,7 +16,9 @@ Legal = Callable[[Mapping[str, str]], bool]
 Pair = frozenset[tuple[str, str]]
 
 
-def covering_array(factors: Factors, legal: Legal = lambda row: True, seed: int = 0, candidates: int = 20) -> list[Row]:
+def covering_array(
+    factors: Factors, legal: Legal = lambda row: True, seed: int = 0, candidates: int = 20, begun: Sequence[Row] = ()
+) -> list[Row]:
     """Rows that cover every legal pair.
 
     Args:
@@ -24,11 +26,14 @@ def covering_array(factors: Factors, legal: Legal = lambda row: True, seed: int 
         legal: whether a row, or a part of one, may occur; a legal part must always have a legal completion.
         seed: of the candidates.
         candidates: tried for each row.
+        begun: rows that stand already, and come first.
     """
     generator = random.Random(seed)
     # A dict, not a set: it is drawn from, and the order of sets of text changes from process to process.
     missing = dict.fromkeys(pairs(factors, legal))
-    rows = []
+    rows = list(begun)
+    for pair in [pair for row in rows for pair in pairs_of(row)]:
+        missing.pop(pair, None)
     while missing:
         tried = [_candidate(factors, legal, missing, generator) for _ in range(candidates)]
         best = max(tried, key=lambda row: sum(pair in missing for pair in pairs_of(row)))

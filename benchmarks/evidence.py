@@ -19,8 +19,8 @@ from typing import Any
 from attncc.targets import target
 from benchmarks import report
 from benchmarks.compiled import Record, triton_version
-from benchmarks.covering import Row, covering_array
-from benchmarks.variants import FACTORS, TARGETS, legal
+from benchmarks.covering import Row
+from benchmarks.variants import FACTORS, TARGETS, array
 from benchmarks.workers import ROOT, JobError, run_all
 
 RESULTS = ROOT / "benchmarks" / "results" / "aot"
@@ -33,7 +33,7 @@ LONGEST = 300.0
 
 def jobs(sample: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """Every row on every target; or a sample, the same for the same seed, with as many for each target as can be."""
-    rows = covering_array(FACTORS, legal)
+    rows = array()
     if sample is None:
         return [{"row": row, "target": name} for row in rows for name in TARGETS]
     order = random.Random(seed).sample(rows, len(rows))

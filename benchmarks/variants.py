@@ -11,7 +11,7 @@ from attncc.codegen.kernel import Kernel
 from attncc.codegen.signature import Specialization, default_specialization
 from attncc.spec import gates, loads, masks, normalizers, routing, scores
 from attncc.spec.attention import AttentionSpec
-from benchmarks.covering import Row
+from benchmarks.covering import Row, covering_array
 
 GRIDS = {"1": (5000,), "2": (60, 72), "3": (14, 20, 24)}
 """Lengths that no tile divides."""
@@ -96,6 +96,8 @@ GATES = {
     "tanh, packed": gates.Output(activation="tanh", granularity="packed"),
     "added, shared": gates.Output(mode="add", granularity="shared"),
 }
+SCALES = {"none": (), "queries": ("q",), "keys, values": ("k", "v")}
+"""Operands whose rows are scaled."""
 ROUTINGS = {
     "none": None,
     "mixture of heads": routing.MixtureOfHeads(shared=1, top_k=2),
@@ -108,6 +110,7 @@ FACTORS = {
     "mask": list(MASKS),
     "normalizer": list(NORMALIZERS),
     "loads": list(LOADS),
+    "scales": list(SCALES),
     "scores": list(SCORES),
     "head_dim": ["16", "32", "64", "72", "80", "96", "128"],
     "heads": list(HEADS),
@@ -118,6 +121,8 @@ FACTORS = {
     "rank": list(GRIDS),
     "lengths": ["fixed", "open"],
 }
+LATER: Mapping[str, tuple[str, ...]] = {}
+"""Values that joined their factors since the last whole run."""
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 
 
@@ -135,6 +140,12 @@ def legal(row: Mapping[str, str]) -> bool:
     return on_a_line or (row.get("scores") not in ("alibi", "t5 bias") and row.get("mask") not in ("documents", "concatenation"))
 
 
+def array() -> list[Row]:
+    """Rows in which every legal pair of values occurs; what joined later adds rows at the end, so the others keep their figures."""
+    first = {name: [value for value in values if value not in LATER.get(name, ())] for name, values in FACTORS.items()}
+    return covering_array(FACTORS, legal, begun=covering_array(first, legal))
+
+
 def spec_of(row: Row) -> AttentionSpec:
     """The spec that a row means."""
     rank = row["rank"]
@@ -149,6 +160,7 @@ def spec_of(row: Row) -> AttentionSpec:
         "dtype": row["dtype"],
         "mask": MASKS[row["mask"]](rank),
         "loads": LOADS[row["loads"]](rank),
+        "token_scales": SCALES[row["scales"]],
         "scores": SCORES[row["scores"]](rank),
         "normalizer": normalizer,
         "gate": GATES[row["gate"]],

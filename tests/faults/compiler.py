@@ -74,6 +74,13 @@ COMPILER: tuple[Fault, ...] = (
     Fault("rows: a sink in base e", ROWS, "code(facts.sink * LOG2E,", "code(facts.sink,", (GENERATED,)),
     Fault("rows: one key's value for the heads of another", ROWS, "kv_head(facts, 'v')", "kv_head(facts, 'k')", (GENERATED,)),
     Fault("rows: a divisor of one row for all", ROWS, 'index = "[:, None]" if', 'index = "[None, :1]" if', (GENERATED,)),
+    Fault(
+        "footprint: the values of keys that a mask needs, free",
+        "attncc/passes/footprint.py",
+        "max(0, len(keys) - 2)",
+        "0",
+        ("tests/aot/test_footprint.py::test_what_a_mask_computes_takes_registers",),
+    ),
     Fault("visit: keys of partial tiles counted as if allowed", VISIT, "tl.where(allowed, {ones}, 0.0)", "{ones}", (GENERATED,)),
     Fault(
         "visit: the greatest weight for their sum",
