@@ -120,11 +120,12 @@ class Loads:
         place = f"b * {side}_turn_b + at * {pairs * axes} + {pair}"
         return [
             f"{column} = {_columns(chunk)}",
+            # One after the other: a row, its partner, cosines and sines together are more than a thread's registers.
+            f"x{index} *= tl.load({side}_cos + {place}{mask and mask + ', other=1.0'})",
             f"partner{index} = {partner}",
             f"y{index} = {partners}",
-            f"cos{index} = tl.load({side}_cos + {place}{mask and mask + ', other=1.0'})",
-            f"sin{index} = tl.load({side}_sin + {place}{mask and mask + ', other=0.0'})",
-            f"x{index} = x{index} * cos{index} + tl.where({first}, -y{index}, y{index}) * sin{index}",
+            f"y{index} *= tl.load({side}_sin + {place}{mask and mask + ', other=0.0'})",
+            f"x{index} += tl.where({first}, -y{index}, y{index})",
         ]
 
     # ---- keys ----------------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ BARRIERS = 2048
 class Comfort:
     """What a matrix unit leaves a thread: tiles may take `registers` of it, score maps and long weights cost `maps` registers a score.
 
-    `keys` weighs values of keys and what a mask beside its bands computes.
+    `keys` weighs values of keys and what a mask beside its bands computes, `reads` the indices by which maps read tables pair by pair.
     `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
     is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
     """
@@ -42,6 +42,7 @@ class Comfort:
     registers: int
     maps: float = 0.5
     keys: float = 0.0
+    reads: float = 1.0
     warps: tuple[int, ...] = (4, 8)
     key_words: int = 1 << 30
     query_words: int = 1 << 30
@@ -56,10 +57,12 @@ COMFORT = {
     ("tcgen05", 2): Comfort(140, maps=1.0, registers_asked=255),  # accumulators pass through registers whole
     ("mfma", 2): Comfort(150, maps=1.0, warps=(4,)),  # eight warps halve the registers of a thread
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
-    ("mma", 4): Comfort(80, maps=0.0, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255),
-    ("wgmma", 4): Comfort(100, maps=0.0, columns=64, most_stages=2),
-    ("tcgen05", 4): Comfort(50, maps=0.0, warps=(4,), key_words=2048, query_words=3072, columns=32, most_stages=1, registers_asked=255),
-    ("mfma", 4): Comfort(80, maps=0.0, warps=(4,), columns=64),
+    ("mma", 4): Comfort(80, maps=0.0, reads=0.0, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255),
+    ("wgmma", 4): Comfort(100, maps=0.0, reads=0.0, columns=64, most_stages=2),
+    ("tcgen05", 4): Comfort(
+        50, maps=0.0, reads=0.0, warps=(4,), key_words=2048, query_words=3072, columns=32, most_stages=1, registers_asked=255
+    ),
+    ("mfma", 4): Comfort(80, maps=0.0, reads=0.0, warps=(4,), columns=64),
 }
 """By matrix unit and element size; fitted to compiled kernels with and without score maps, head widths 64 and 128."""
 
@@ -165,6 +168,12 @@ def _values(body: Graph) -> list[Expr]:
     return [*(n["value"] for n in body.find(GraphOp.MAP)), *(n["residual"] for n in body.find(GraphOp.MASK))]
 
 
+def _index_registers(body: Graph) -> float:
+    """Registers a score for indices that are computed long before they are used: of reads that index reads, of sums of comparisons."""
+    compared = {n for m in body.find(GraphOp.MAP) for n in nodes(m["value"]) if n.kind is Kind.BOOL and _sides(n) == "kq"}
+    return 1.75 * max(0, pair_tables(body) - 1) + 0.25 * len(compared)
+
+
 def _key_registers(body: Graph, c: Configuration, target: Target) -> float:
     """Registers of one thread for values of keys: what scales values, and what a mask beside its bands computes.
 
@@ -212,5 +221,6 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     words += scores * _dense_tables(body)
     if _dense_tables(body) and any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK)):
         words += scores  # what a partial tile's mask computes lives beside the table's offsets
+    words += int(scores * limit.reads * _index_registers(body))
     words += c.q_rows * key_width * size // 4 if target.matrix in ("mma", "mfma") else 0
     return words // (c.num_warps * target.warp) + int(limit.keys * _key_registers(body, c, target))
