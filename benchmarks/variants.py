@@ -48,6 +48,17 @@ MASKS = {
     ),
     "block table": lambda rank: masks.BlockTable(q_block=WINDOWS[rank], k_block=WINDOWS[rank], per_batch=False),
 }
+PADDED = {
+    "padded halo": lambda rank: masks.Halo(block=WINDOWS[rank], halo=3, edge="zero_pad"),
+    "padded cells": lambda rank: masks.Partition(size=WINDOWS[rank], shift=WINDOWS[rank][-1] // 2, edge="pad_token"),
+}
+"""Masks with keys beyond the grid, beside which not everything has a meaning."""
+BESIDE_PADDED = {
+    "normalizer": ("softmax", "softmax, lse"),
+    "scores": ("none", "negative scale", "softcap", "temperature, bias by row"),
+    "loads": ("none",),
+    "scales": ("none", "queries"),
+}
 SCORES = {
     "none": lambda rank: (),
     "negative scale": lambda rank: (scores.Scale(value=-0.3),),
@@ -107,7 +118,7 @@ ROUTINGS = {
 RANGED = ("full", "causal", "window")
 """Masks whose key tiles the kernel computes itself: only these go with routing by token."""
 FACTORS = {
-    "mask": list(MASKS),
+    "mask": [*MASKS, *PADDED],
     "normalizer": list(NORMALIZERS),
     "loads": list(LOADS),
     "scales": list(SCALES),
@@ -121,7 +132,7 @@ FACTORS = {
     "rank": list(GRIDS),
     "lengths": ["fixed", "open"],
 }
-LATER: Mapping[str, tuple[str, ...]] = {}
+LATER: Mapping[str, tuple[str, ...]] = {"mask": tuple(PADDED)}
 """Values that joined their factors since the last whole run."""
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 
@@ -129,11 +140,13 @@ TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 def legal(row: Mapping[str, str]) -> bool:
     """Alibi, T5's buckets, documents and concatenations are defined on one axis, concatenations and tables of blocks on known lengths.
 
-    Routing by token needs masks of ranges; the rest goes with everything.
+    Routing by token needs masks of ranges, padding a plain softmax; the rest goes with everything.
     """
     on_a_line = row.get("rank", "1") == "1"
     ranged = on_a_line and row.get("mask", "full") in RANGED
     if row.get("routing") == "mixture of heads" and not ranged:
+        return False
+    if row.get("mask") in PADDED and not all(row.get(factor, values[0]) in values for factor, values in BESIDE_PADDED.items()):
         return False
     if row.get("mask") in ("block table", "concatenation") and row.get("lengths") == "open":
         return False
@@ -158,7 +171,7 @@ def spec_of(row: Row) -> AttentionSpec:
         "value_heads": value_heads,
         "head_dim": int(row["head_dim"]),
         "dtype": row["dtype"],
-        "mask": MASKS[row["mask"]](rank),
+        "mask": (MASKS | PADDED)[row["mask"]](rank),
         "loads": LOADS[row["loads"]](rank),
         "token_scales": SCALES[row["scales"]],
         "scores": SCORES[row["scores"]](rank),

@@ -529,7 +529,33 @@ def cases(draw: DrawFn, sizes: Sizes = SMALL, dtypes: Sequence[str] = ("float32"
     spec: Json = {"version": 1, "tokens": tokens, "key_tokens": key_tokens, "heads": heads, "head_dim": 16, "mask": draw(masks(setting))}
     if not mask_only:
         spec |= draw(_extras(setting, heads, sizes, dtypes))
+        spec = draw(_padded(spec, setting)) if draw(st.integers(0, 9)) == 9 else spec
     return Case(spec, lengths, draw(st.sampled_from(sizes.batches)), draw(st.integers(0, 2**16)))
+
+
+@st.composite
+def _padded(draw: DrawFn, spec: Json, setting: Setting) -> Json:
+    """The spec with windows that keep keys beyond the grid, and without what such keys have no meaning beside."""
+    edge = draw(st.sampled_from(["zero_pad", "pad_token"]))
+    reach, size = _some(0, setting.key), _some(1, setting.key)
+    kinds: list[Json] = [
+        {"kind": st.just("window"), "left": reach, "right": reach},
+        {"kind": st.just("halo"), "block": size, "halo": reach},
+    ]
+    windows = (st.one_of(*map(st.fixed_dictionaries, kinds), partitions(setting.key))).map(lambda mask: mask | {"edge": edge})
+    kept = edge == "zero_pad" and spec["normalizer"]["kind"] in ("sigmoid", "relu") and spec["normalizer"].get("divisor") != "allowed"
+    still = [
+        m for m in spec["scores"] if m["kind"] in ("scale", "softcap") or (m["kind"] in ("bias", "temperature") and "k" not in m["index"])
+    ]
+    changed: Json = {
+        "mask": draw(windows | per_head(windows | st.just({"kind": "full"}), setting.heads)),
+        "scores": still,
+        "normalizer": spec["normalizer"] if kept else {"kind": "softmax"},
+        "outputs": ["output"] if kept else spec["outputs"],
+    }
+    if edge == "pad_token":
+        changed |= {"loads": [], "token_scales": [side for side in spec["token_scales"] if side == "q"]}
+    return spec | changed
 
 
 @st.composite

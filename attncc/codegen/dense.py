@@ -143,11 +143,12 @@ class Dense:
             lse = ["lse = torch.logsumexp(s, 3)"]
         else:
             lse = [*self._sink(), "lse = torch.logaddexp(torch.logsumexp(s, 3), sink_logit[..., 0])"]
-        bias = f" + torch.exp(sink_logit - lse[..., None]) * {self._bias('v')}" if self.facts.bias_scale is not None else ""
+        total = "torch.where(lse == -torch.inf, 0.0, lse)[..., None]"
+        bias = f" + torch.exp(sink_logit - {total}) * {self._bias('v')}" if self.facts.bias_scale is not None else ""
         return [
             "s = torch.where(keep, s, -torch.inf)",
             *lse,
-            f"o = torch.exp(s - torch.where(lse == -torch.inf, 0.0, lse)[..., None]) @ v{bias}",
+            f"o = torch.exp(s - {total}) @ v{bias}",
         ]
 
     def _ratio(self) -> list[str]:
@@ -191,7 +192,7 @@ class Dense:
     def _bias(self, operand: str) -> str:
         """Key or value of the sink, repeated for the query heads."""
         heads = self.facts.heads[1 if operand == "k" else 2]
-        return f"{operand}_bias.double().repeat_interleave({self.facts.heads[0] // heads}, 0)[:, None]"
+        return f"{self.facts.sink_names[operand == 'v']}.double().repeat_interleave({self.facts.heads[0] // heads}, 0)[:, None]"
 
     def _gate(self) -> list[str]:
         lines = []

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from attncc.ir.expr import Expr, Table, const, tables
-from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node, loads_of, logit_share, reduction, row_class, statistic, table_of
+from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node, loads_of, logit_share, reduction, row_class, sink_names, statistic, table_of
 from attncc.ir.intervals import may_be_infinite
 from attncc.passes.footprint import comfort
 from attncc.passes.plan import KernelPlan
@@ -174,6 +174,13 @@ class Facts:
         """Scale of the score of a sink that is a key with a value; None where there is none."""
         dots = self.body.find(GraphOp.DOT)
         return float(dots[0]["scale"]) if dots else None
+
+    @cached_property
+    def sink_names(self) -> tuple[str, str]:
+        """Names of the key and the value of a sink that has them."""
+        found = sink_names(self.body)
+        assert found is not None
+        return found
 
     @cached_property
     def value_scale(self) -> Expr | None:

@@ -10,6 +10,7 @@ from attncc.codegen.facts import Chunk
 from attncc.codegen.lines import indented
 from attncc.codegen.visit import LOG2E, ROOT, Visit, kv_head
 from attncc.ir.expr import Op, apply
+from attncc.ir.intervals import may_be_infinite
 
 LN2 = 0.6931471805599453
 TINY = 1.1754943508222875e-38
@@ -35,27 +36,30 @@ class RowState:
             state = {"m": f'tl.full([{rows}], float("-inf"), tl.float32)', "l": zeros}
         else:
             logit = code(facts.sink * LOG2E, self.visit.names("", ""))
-            state = {"m": f"{zeros} + {logit}  # spec: normalizer.sink, * log2(e)", "l": f"tl.full([{rows}], 1.0, tl.float32)"}
+            # Keys beyond the grid are no key at all for rows that have none.
+            counted = 'tl.where(m == float("-inf"), 0.0, 1.0)' if may_be_infinite(facts.sink) else f"tl.full([{rows}], 1.0, tl.float32)"
+            state = {"m": f"{zeros} + {logit}  # spec: normalizer.sink or mask.edge, * log2(e)", "l": counted}
         lines = [f"{name} = {state[name]}" for name in self.visit.state if name in state]
         sums = [line for i, chunk in enumerate(self.visit.value_chunks) for line in self._sum(i, chunk)]
         return [*self._bias_score(), *lines, *sums]
 
     def _bias_score(self) -> list[str]:
-        """z, the score of the key `k_bias`."""
+        """z, the score of the sink's key."""
         facts = self.visit.facts
         if facts.bias_scale is None:
             return []
         lines = []
         for i, chunk in enumerate(self.visit.key_chunks):
-            lines.append(f"x = {_bias('k_bias', kv_head(facts, 'k'), facts.width, chunk)}")
+            lines.append(f"x = {_bias(facts.sink_names[0], kv_head(facts, 'k'), facts.width, chunk)}")
             lines.append(f"z {'+' if i else ''}= tl.sum(q_part{i}.to(tl.float32) * x, 1)")
         return [*lines, f"z *= {facts.bias_scale!r}"]
 
     def _sum(self, index: int, chunk: Chunk) -> list[str]:
         facts = self.visit.facts
         lines = [f"acc{index} = tl.zeros([{facts.q_rows}, {chunk.width}], tl.float32)"]
-        if facts.bias_scale is not None:
-            lines.append(f"acc{index} += {_bias('v_bias', kv_head(facts, 'v'), facts.value_width, chunk)}")
+        if facts.bias_scale is not None and facts.sink is not None:
+            value = _bias(facts.sink_names[1], kv_head(facts, "v"), facts.value_width, chunk)
+            lines.append(f"acc{index} += {f'l[:, None] * {value}' if may_be_infinite(facts.sink) else value}")
         return lines
 
     def swept(self, calls: list[str]) -> list[str]:

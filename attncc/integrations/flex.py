@@ -163,6 +163,9 @@ def to_score_mod(spec: AttentionSpec, tables: Tables = None, lengths: Lengths = 
         raise UnsupportedError("loads in FlexAttention", "it takes q and k as they are", "none, and q and k normed and rotated beforehand")
     if spec.token_scales:
         raise UnsupportedError("token_scales in FlexAttention", "it loads q, k and v as they are", "none, and q, k and v scaled beforehand")
+    if (missing := spec.mask.missing(spec.grid)) is not None:
+        remedy = "edge 'truncate', or q, k and v padded beforehand"
+        raise UnsupportedError(f"mask edge {missing.edge!r} in FlexAttention", "its rows are softmaxes of their keys alone", remedy)
     if spec.normalizer.sink is not None:
         remedy = "no sink, and output * sigmoid(lse - sink) of what it returns"
         raise UnsupportedError("normalizer.sink in FlexAttention", "its rows are softmaxes of their keys alone", remedy)

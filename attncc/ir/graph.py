@@ -245,6 +245,12 @@ def loads_of(graph: Graph, side: str) -> tuple[Node, ...]:
     return tuple(reversed(found))
 
 
+def sink_names(graph: Graph) -> tuple[str, str] | None:
+    """Names of the key and the value of a sink that has them."""
+    dots = graph.find(GraphOp.DOT)
+    return (dots[0].inputs[1]["name"], graph.find(GraphOp.COMBINE)[0].inputs[2]["name"]) if dots else None
+
+
 ROW_INPUTS = ("addend", "gate")
 """Inputs of gates, by name: a row of them for every output row, laid out like q."""
 

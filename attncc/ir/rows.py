@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from attncc.ir.expr import Expr, Kind, var
+from attncc.ir.expr import Expr, Kind, var, variables
 
 
 class RowClass(str, Enum):
@@ -80,8 +80,9 @@ class Normalizer:
 
     `weight`, of the score `s`, is the weight itself (pointwise, mean) or its numerator (ratio, softmax). `shift` maps scores before
     that. `divisor`, of positions, divides pointwise rows. `sink` is the logit of a key beside those of the mask: its exponential joins
-    the denominator of a ratio or softmax. Where it reads `z` it is the score of the run-time key `k_bias`, whose value is `v_bias`; else
-    its value is 0. `statistic` is made before; `shift` then acts on scores that its shift has mapped.
+    the denominator of a ratio or softmax. Where it reads `z`, the score of a run-time key (`k_bias`, or `k_pad` of keys beyond the grid),
+    that key has a value (`v_bias`, `v_pad`); else its value is 0. `statistic` is made before; `shift` then acts on
+    scores that its shift has mapped.
     """
 
     row_class: RowClass
@@ -97,9 +98,14 @@ class Normalizer:
         rooted = self.statistic is not None and isinstance(self.statistic.of, Root)
         return self.row_class in (RowClass.RATIO, RowClass.SOFTMAX) and not rooted
 
+    @property
+    def sink_key(self) -> bool:
+        """Whether the sink is a key with a value."""
+        return self.sink is not None and "z" in variables(self.sink)
+
 
 SCORE = var("s", Kind.FLOAT)
 BIAS_SCORE = var("z", Kind.FLOAT)
-"""Score of the key `k_bias`."""
+"""Score of the key of a sink."""
 ROOT, WEIGHT_SUM, SLOPE_SUM = (var(name, Kind.FLOAT) for name in "twd")
 """A root so far, and what a sweep adds up for the next: weights, and their derivatives by the score."""

@@ -180,7 +180,7 @@ def _key_registers(body: Graph, c: Configuration, target: Target) -> float:
     Matrix units give a thread a quarter of a tile's columns, so a value of each key costs it a quarter of their number; the first two
     that a mask needs have their room. Values of queries are few a thread. Numbers of pairs live beside the scores; booleans hardly do.
     """
-    scaled = c.k_rows / 4 * (body.find(GraphOp.COMBINE)[0].get("value_scale") is not None)
+    scaled = c.k_rows / 4 * any(n.get("value_scale") is not None for n in body.find(GraphOp.COMBINE))
     residuals = [n["residual"] for n in body.find(GraphOp.MASK) if n["residual"] is not const(True)]
     if not residuals:
         return scaled

@@ -173,10 +173,14 @@ def _kept(n: Node, allowed: Tensor, place: _Place) -> Tensor:
 
 
 def _combine(n: Node, inputs: list[Any], place: _Place) -> Tensor:
-    weights, v, named = inputs[0], inputs[1], {i["name"]: x for i, x in zip(n.inputs[2:], inputs[2:])}
+    weights, v = inputs[:2]
+    assert isinstance(weights, _Weights)
     keys = weights.keys if n.get("value_scale") is None else weights.keys * place.evaluate(n["value_scale"])
     rows = torch.matmul(keys, place.per_query_head(v))
-    return rows if "v_bias" not in named else rows + weights.sink * place.per_query_head(named["v_bias"][None])[:, :, None]
+    if weights.sink is None or not any(i.op is GraphOp.DOT for i in n.inputs[0].inputs):
+        return rows
+    value: Tensor = place.per_query_head(inputs[2][None])
+    return rows + weights.sink * value[:, :, None]
 
 
 def _lse(n: Node, inputs: list[Any], place: _Place) -> Tensor:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import keyword
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,12 +14,13 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from attncc.ir.expr import Expr, Kind, Table, depth, load, tables, var
-from attncc.ir.rows import ABSENT, BIAS_SCORE, SCORE
+from attncc.ir.rows import ABSENT, SCORE, Normalizer, RowClass
 from attncc.spec.gates import Gate
 from attncc.spec.loads import LoadSpec
 from attncc.spec.masks import Full, Mask
 from attncc.spec.model import NO_DROPOUT, Axes, Grid, Part
 from attncc.spec.normalizers import NormalizerSpec, Softmax
+from attncc.spec.padding import padding_logit, padding_problems
 from attncc.spec.routing import Routing
 from attncc.spec.scores import Alibi, Scale, Score
 
@@ -103,7 +105,7 @@ class AttentionSpec(Part):
             *self._score_problems(),
             *self._output_problems(),
         ]
-        problems = problems or self._depth_problems() or self._table_problems()
+        problems = problems or padding_problems(self) or self._depth_problems() or self._table_problems()
         if problems:
             # Each apart as well, so that whoever reports them need not take the text to pieces.
             raise PydanticCustomError("contradiction", "{text}", {"text": "; ".join(problems), "problems": problems})
@@ -160,11 +162,11 @@ class AttentionSpec(Part):
         return found
 
     def _normalizer_tables(self) -> dict[str, Table]:
-        record = self.normalizer.record(self.grid)
+        record = self.record
         kept = record.statistic
         values = (record.shift, record.sink, None if kept is None else kept.shift)
         read = tables(*(value for value in values if value is not None))
-        return {table.name: table for table in read} | (self.sink_tables if record.sink is BIAS_SCORE else {})
+        return {table.name: table for table in read} | (self.sink_tables if record.sink_key else {})
 
     def _output_problems(self) -> list[str]:
         if len(set(self.token_scales)) != len(self.token_scales):
@@ -211,11 +213,20 @@ class AttentionSpec(Part):
             found[side] = load(table, var("b"), var("h") // (self.heads // heads), self.grid.flat(token))
         return {side: found[side] for side in found if side in self.token_scales}
 
+    @cached_property
+    def record(self) -> Normalizer:
+        """The normalizer, with the keys that the mask's edge policy keeps beyond the grid."""
+        record, missing = self.normalizer.record(self.grid), self.mask.missing(self.grid)
+        if missing is None or record.row_class is RowClass.POINTWISE:
+            return record
+        return replace(record, sink=padding_logit(self, missing))
+
     @property
     def sink_tables(self) -> dict[str, Table]:
-        """Key and value that a sink of the kind "key_value" adds to every row."""
+        """Key and value that a sink with both adds to every row: its own, or those of missing keys."""
         (_, key_heads, value_heads), (width, value_width) = self.head_counts, self.head_dims
-        shapes = {"k_bias": (key_heads, width), "v_bias": (value_heads, value_width)}
+        kind = "bias" if self.mask.missing(self.grid) is None else "pad"
+        shapes = {f"k_{kind}": (key_heads, width), f"v_{kind}": (value_heads, value_width)}
         return {name: Table(name, Kind.FLOAT, shape) for name, shape in shapes.items()}
 
     @property

@@ -26,7 +26,7 @@ def lower(spec: AttentionSpec) -> Graph:
         value = score.apply(SCORE, spec.grid, spec.heads)
         if value is not SCORE:
             scores = node(GraphOp.MAP, scores, *_reads(value), value=value)
-    normalizer = spec.normalizer.record(spec.grid)
+    normalizer = spec.record
     statistics = dict[str, Node]()
     if normalizer.statistic is not None:
         scores = _shifted(scores, normalizer.statistic.shift, {})
@@ -34,7 +34,7 @@ def lower(spec: AttentionSpec) -> Graph:
     scores = _seen(spec, _shifted(scores, normalizer.shift, statistics))
     weights = _weights(spec, normalizer, scores, q)
     by_value = {"value_scale": factors["v"]} if "v" in factors else {}
-    bias = _bias_input(spec, normalizer, "v_bias")
+    bias = _sink_input(spec, normalizer, 1)
     rows = _weighed(spec, node(GraphOp.COMBINE, weights, v, *bias, *map(_table_input, tables(*by_value.values())), **by_value))
     results = {"output": _gated(spec, rows), "lse": node(GraphOp.LSE, weights)}
     outputs = tuple((name, results[name]) for name in spec.outputs)
@@ -71,15 +71,13 @@ def _weights(spec: AttentionSpec, normalizer: Normalizer, scores: Node, q: Node)
     known = {"weight": normalizer.weight, "sink": sink, "divisor": normalizer.divisor}
     attrs = {name: value for name, value in known.items() if value is not None}
     reads = dict.fromkeys(read for value in attrs.values() for read in _reads(value))
-    logits = [node(GraphOp.DOT, q, x, scale=spec.scale) for x in _bias_input(spec, normalizer, "k_bias")]
+    logits = [node(GraphOp.DOT, q, x, scale=spec.scale) for x in _sink_input(spec, normalizer, 0)]
     return node(GraphOp.WEIGHTS, scores, *reads, *logits, row_class=normalizer.row_class.value, **attrs)
 
 
-def _bias_input(spec: AttentionSpec, normalizer: Normalizer, name: str) -> list[Node]:
-    """The key or the value of a sink that has one."""
-    if normalizer.sink is not BIAS_SCORE:
-        return []
-    return [_table_input(spec.sink_tables[name])]
+def _sink_input(spec: AttentionSpec, normalizer: Normalizer, which: int) -> list[Node]:
+    """The key (0) or the value (1) of a sink that has both."""
+    return [_table_input(list(spec.sink_tables.values())[which])] if normalizer.sink_key else []
 
 
 def _operands(spec: AttentionSpec) -> tuple[Node, Node, Node]:

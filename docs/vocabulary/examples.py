@@ -34,7 +34,7 @@ MASKS = (
     Example(masks.SlidingWindow(left=6, right=2)),
     Example(masks.Window(left=2, right=1), SQUARE),
     Example(masks.Neighborhood(window=(3, 5), stride=(1, 2)), SQUARE),
-    Example(masks.Halo(block=4, halo=1), SQUARE),
+    Example(masks.Halo(block=4, halo=1, edge="zero_pad"), SQUARE),
     Example(masks.Disc(radius=4), SQUARE),
     Example(masks.Axial(), SQUARE),
     Example(masks.Partition(size=4, shift=2), SQUARE),

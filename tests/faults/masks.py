@@ -8,6 +8,7 @@ WINDOWS, TOKENS, LABELS = "attncc/spec/masks/windows.py", "attncc/spec/masks/tok
 COMBINE, BASE = "attncc/spec/masks/combine.py", "attncc/spec/masks/base.py"
 TESTS = "tests/spec/test_masks.py"
 WORKED, REFUSED = f"{TESTS}::test_worked_examples", f"{TESTS}::test_what_is_refused"
+PADDING, PADDED = "attncc/spec/padding.py", "tests/runtime/test_kernels.py::test_the_reference_equals_the_oracle"
 DOCUMENTS = "tests/runtime/test_documents.py"
 LISTS = "tests/runtime/test_lists.py::test_no_tile_is_lost_and_none_called_full_that_is_not"
 
@@ -42,6 +43,35 @@ MASKS: tuple[Fault, ...] = (
         "for side, a, n, length in pairs if length < n]", (REFUSED, f"{TESTS}::test_lengths_given_at_run_time_are_held_to_the_edge"),
     ),
     Fault("masks: an edge policy nobody has, accepted", BASE, "return [] if edge in supported else", "return [] if edge else", (REFUSED,)),
+    Fault(
+        "padding: windows counted as if none were cut",
+        BASE,
+        "prod(size for _, size in boxes) - inside",
+        "const(prod(size for _, size in boxes))",
+        (PADDED,),
+    ),
+    Fault(
+        "padding: cells that start a shift too early",
+        WINDOWS,
+        'self._cell(grid, "q", a, n, s) * n + s, n)',
+        'self._cell(grid, "q", a, n, s) * n, n)',
+        (PADDED,),
+    ),
+    Fault(
+        "padding: score maps forgotten",
+        PADDING,
+        "for each in spec.scores:\n        score =",
+        "for each in ():\n        score =",
+        (PADDED,),
+    ),
+    Fault("padding: two policies taken for one", PADDING, "len(policies) > 1", "len(policies) > 2", (REFUSED,)),
+    Fault(
+        "rows: the padded token's value in rows that miss no key",
+        "attncc/codegen/row_state.py",
+        "f'l[:, None] * {value}' if may_be_infinite(facts.sink) else value",
+        "value",
+        ("tests/interpreter/test_hard.py::test_hard_specs",),
+    ),
     Fault(
         "masks: strided blocks by query head where key heads decide",
         TOKENS,

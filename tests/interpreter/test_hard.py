@@ -164,6 +164,18 @@ HARD: dict[str, Run] = {
     "shifted cells": run({"kind": "partition", "size": [3, 4], "shift": [2, 1]}, [7, 9], (4, 4), (4, 4)),
     "a criss-cross of open lengths": run({"kind": "axial"}, [None, None], (4, 4), (4, 4), lengths=(5, 7)),
     "strided blocks by head": run({"kind": "strided_blocks", "block": 3, "local": 2, "stride": 4, "group": 2}, [45], heads=4, key_heads=2),
+    "a window padded by zeros": run(
+        {"kind": "window", "left": [3, 1], "right": 2, "edge": "zero_pad"}, [None, 9], (4, 4), (2, 8), lengths=(10,), outputs=BOTH,
+        scores=[{"kind": "softcap", "cap": 2.0}], batch=2,
+    ),
+    "cells padded by a token": run(
+        {"kind": "partition", "size": [3, 4], "shift": [2, 1], "edge": "pad_token"}, [7, 9], (4, 4), (4, 4), outputs=BOTH,
+        heads=4, key_heads=2, value_heads=1, value_dim=40, token_scales=["q"],
+    ),
+    "blocks padded by head, rows without keys": run(
+        {"kind": "per_head", "masks": [{"kind": "halo", "block": 4, "halo": 2, "edge": "pad_token"}, LAST]}, [40], key_tokens=[23],
+        heads=4, key_heads=2, outputs=BOTH,
+    ),
     "masks by head": run(
         {"kind": "per_head", "masks": [CAUSAL, {"kind": "halo", "block": 5, "halo": 4}], "groups": [[2], [0, 1]]}, [40], heads=3
     ),

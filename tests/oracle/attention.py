@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.oracle.loads import loaded
 from tests.oracle.masks import Indices, Inputs, Spec, concrete, dense_mask, indices
+from tests.oracle.padding import columns, policy
 from tests.oracle.rows import entmax, lssar
 
 
@@ -46,6 +47,15 @@ def _dense(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, dtype: t
         scores = torch.cat([scores, column.expand(*scores.shape[:3], 1)], dim=-1)
         v = torch.cat([v, value.expand(*v.shape[:2], 1, v.shape[3])], dim=2)
         allowed = torch.cat([allowed, torch.ones_like(allowed[..., :1])], dim=-1)
+    if normalizer["kind"] == "softmax" and (edge := policy(spec.get("mask", {"kind": "full"}))) is not None:
+        # Elsewhere only keys of zeros may be missing, whose values add nothing.
+        seen = torch.from_numpy(columns(spec["mask"], indices(spec, len(q)))).to(q.device)
+        key, value = _padded(spec, edge, q, v, inputs)
+        beside = _scores(spec, q, key.expand(-1, -1, seen.shape[3], -1), inputs)
+        scores = torch.cat([scores, beside.expand(*scores.shape[:3], -1)], dim=-1)
+        v = torch.cat([v, value.expand(*v.shape[:2], seen.shape[3], -1)], dim=2)
+        shape = (max(len(allowed), len(seen)), max(allowed.shape[1], seen.shape[1]), seen.shape[2], -1)
+        allowed = torch.cat([allowed.expand(shape), seen.expand(shape)], dim=-1)
     weights, lse = _normalize(normalizer, scores, allowed, indices(spec, len(q)), inputs)
     output, lse = _route(spec.get("routing"), weights @ v, lse, inputs)
     if spec.get("addend"):
@@ -183,6 +193,14 @@ def _relative_bias(step: Spec, at: Indices, inputs: Inputs, device: torch.device
     offsets = [(e - 1, at[f"k{axis}"] - at[f"q{axis}"]) for axis, e in enumerate(step["extent"])]
     index = [torch.from_numpy(np.clip(offset, -far, far)[0, 0] + far).to(device) for far, offset in offsets]
     return table[(slice(None), *index)]
+
+
+def _padded(spec: Spec, edge: str, q: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Key and value, ``[1, H or 1, 1, width]``, of a token beyond the grid."""
+    if edge == "zero_pad":
+        return q.new_zeros(1, q.shape[1], 1, q.shape[3]), v.new_zeros(1, 1, 1, v.shape[3])
+    key, value = (_per_query_head(inputs[name].to(q.dtype)[None, :, None], spec["heads"]) for name in ("k_pad", "v_pad"))
+    return key, value
 
 
 def _sink(spec: Spec, sink: Any, q: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:

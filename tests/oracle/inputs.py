@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.oracle.loads import load_inputs
 from tests.oracle.masks import Spec, concrete, table_axes
+from tests.oracle.padding import policy
 from tests.oracle.patterns import packing, random_table
 
 
@@ -89,6 +90,8 @@ def _normalizer_inputs(spec: Spec, values: Sequence[int]) -> dict[str, list[Any]
     shapes: dict[str, Any] = {"sigmoid_bias": bias, "sink": sink, "row_scale": scale}
     if normalizer.get("sink") == "key_value":
         shapes |= {"k_bias": [spec.get("key_heads") or heads, spec["head_dim"]], "v_bias": [values[1], values[3]]}
+    if policy(spec.get("mask", {"kind": "full"})) == "pad_token":
+        shapes |= {"k_pad": [spec.get("key_heads") or heads, spec["head_dim"]], "v_pad": [values[1], values[3]]}
     return {name: shape for name, shape in shapes.items() if shape}
 
 

@@ -47,6 +47,25 @@ CASES: dict[str, tuple[Json, list[int]]] = {
     "prefix": (spec([60], mask={"kind": "or", "masks": [CAUSAL, {"kind": "prefix", "length": 9}]}), []),
     "disc": (spec([9, 10], mask={"kind": "disc", "radius": 4}, outputs=WITH_LSE), []),
     "halo": (spec([None, 9], mask={"kind": "halo", "block": [4, 3], "halo": [1, 2]}), [10]),
+    "a window padded by zeros": (
+        spec([None, 9], mask={"kind": "window", "left": [3, 1], "right": 2, "edge": "zero_pad"}, outputs=WITH_LSE, token_scales=["q", "k"],
+             scores=[{"kind": "softcap", "cap": 2.0}, {"kind": "bias", "index": ["b", "q"], "table": "shift"}]),
+        [10],
+    ),
+    "blocks padded by a token": (
+        spec([10, 9], heads=4, key_heads=2, value_heads=1, mask={"kind": "halo", "block": [4, 3], "halo": [1, 2], "edge": "pad_token"},
+             outputs=WITH_LSE, token_scales=["q"], scores=[{"kind": "temperature", "index": ["h"], "table": "heat"}]),
+        [],
+    ),
+    "cells padded by head": (
+        spec([23], key_tokens=[19], heads=4, key_heads=2, outputs=WITH_LSE, mask={"kind": "per_head", "masks": [
+            {"kind": "partition", "size": 8, "shift": 3, "edge": "pad_token"}, {"kind": "causal", "align": "bottom_right"}
+        ]}),
+        [],
+    ),
+    "padded, pointwise": (
+        spec([20], mask={"kind": "window", "left": 3, "right": 2, "edge": "zero_pad"}, normalizer={"kind": "sigmoid", "bias": -1.0}), [],
+    ),
     "masks by head": (spec([70], heads=4, mask={"kind": "per_head", "masks": [CAUSAL, {"kind": "congruence", "step": 3}]}), []),
     "documents": (spec([None], mask={"kind": "documents", "mask": CAUSAL}, outputs=WITH_LSE), [130]),
     "block table": (spec([60], key_tokens=[45], mask={"kind": "block_table", "q_block": 16, "k_block": 7}, outputs=WITH_LSE), []),

@@ -237,12 +237,12 @@ CAUSAL: Json = {"kind": "causal"}
 BAD: dict[str, tuple[Json, str]] = {
     "window left": (bad("window", left=-1), r"left.*greater than or equal to 0"),
     "window right": (bad("window", SQUARE, right=[1, 2, 3]), r"right has 3 axes, tokens have 2"),
-    "window edge": (bad("window", left=1, edge="shift"), r"edge 'shift' is not supported, use truncate: only a neighborhood"),
+    "window edge": (bad("window", left=1, edge="shift"), r"edge 'shift' is not supported, use truncate or .*: only a neighborhood"),
     "partition size": (bad("partition", size=0), r"size.*greater than or equal to 1"),
     "partition sizes": (bad("partition", size=[4, 4]), r"size has 2 axes, tokens have 1"),
     "partition shift": (bad("partition", size=4, shift=4), r"shift 4 is no less than size 4 on axis 0"),
     "partition edge": (bad("partition", size=5, edge="must_divide"), r"size 5 does not divide the 64 query tokens of axis 0"),
-    "partition padding": (bad("partition", size=5, edge="pad_token"), r"'pad_token' is not supported, use truncate or must_divide: pad"),
+    "partition padding": (bad("partition", size=5, edge="shift"), r"'shift' is not supported.*only a neighborhood"),
     "congruence step": (bad("congruence", step=0), r"step.*greater than or equal to 1"),
     "congruence steps": (bad("congruence", SQUARE, step=[2]), r"step has 1 axes, tokens have 2"),
     "congruence edge": (bad("congruence", step=3, edge="must_divide"), r"step 3 does not divide the 64 query tokens"),
@@ -250,7 +250,36 @@ BAD: dict[str, tuple[Json, str]] = {
     "halo block": (bad("halo", block=0, halo=1), r"block.*greater than or equal to 1"),
     "halo halo": (bad("halo", block=4, halo=-1), r"halo.*greater than or equal to 0"),
     "halo axes": (bad("halo", SQUARE, block=4, halo=[1, 1, 1]), r"halo has 3 axes, tokens have 2"),
-    "halo edge": (bad("halo", block=4, halo=1, edge="zero_pad"), r"edge 'zero_pad' is not supported.*zeros would stay in the denominator"),
+    "halo edge": (bad("halo", block=4, halo=1, edge="shift"), r"edge 'shift' is not supported.*only a neighborhood"),
+    "disc padding": (bad("disc", SQUARE, radius=3, edge="zero_pad"), r"edge 'zero_pad' is not supported, use truncate: .*pad k and v"),
+    "congruence padding": (bad("congruence", step=3, edge="pad_token"), r"edge 'pad_token' is not supported.*pad the tokens before"),
+    "padding, an open side": (bad("window", left=2, edge="zero_pad"), r"edge 'zero_pad' needs right on every axis"),
+    "padding within": (
+        {**LINE, "mask": {"kind": "and", "masks": [{"kind": "causal"}, {"kind": "halo", "block": 4, "halo": 1, "edge": "zero_pad"}]}},
+        r"mask: edge 'zero_pad' of halo within and: .*use truncate there",
+    ),
+    "padding by two policies": (
+        {**LINE, "mask": {"kind": "per_head", "masks": [
+            {"kind": "partition", "size": 5, "edge": "zero_pad"}, {"kind": "partition", "size": 6, "edge": "pad_token"}
+        ]}},
+        r"masks of heads keep missing keys by different policies",
+    ),
+    "padding, alibi": (bad("partition", {**LINE, "scores": [{"kind": "alibi"}]}, size=5, edge="zero_pad"), r"scores.0: alibi reads where"),
+    "padding, a sink": (
+        bad("partition", {**LINE, "normalizer": {"kind": "softmax", "sink": 0.0}}, size=5, edge="zero_pad"), r"normalizer: a sink beside",
+    ),
+    "padding, sigmoid": (
+        bad("partition", {**LINE, "normalizer": {"kind": "sigmoid"}}, size=5, edge="pad_token"), r"normalizer: sigmoid rows .*use softmax",
+    ),
+    "padding, ratio": (
+        bad("partition", {**LINE, "normalizer": {"kind": "positive_ratio"}}, size=5, edge="zero_pad"), r"normalizer: positive_ratio rows",
+    ),
+    "padding, loads": (
+        bad("partition", {**LINE, "loads": [{"kind": "qk_norm"}]}, size=5, edge="pad_token"), r"loads.0: k_pad .* is no token",
+    ),
+    "padding, scales": (
+        bad("partition", {**LINE, "token_scales": ["v"]}, size=5, edge="pad_token"), r"token_scales: k_pad and v_pad .*edge 'zero_pad'",
+    ),
     "halo blocks": (bad("halo", block=5, halo=1, edge="must_divide"), r"block 5 does not divide the 64 query tokens of axis 0"),
     "disc radius": (bad("disc", SQUARE, radius=0), r"radius.*greater than or equal to 1"),
     "disc too large": (bad("disc", SQUARE, radius=20_001), r"radius.*less than or equal to 20000"),

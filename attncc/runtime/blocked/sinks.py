@@ -15,7 +15,7 @@ from torch import Tensor
 from attncc.ir.arrays import torch_arrays
 from attncc.ir.derivatives import derivative
 from attncc.ir.expr import Expr
-from attncc.ir.graph import Graph, GraphOp, reduction
+from attncc.ir.graph import Graph, GraphOp, reduction, sink_names
 from attncc.ir.rows import BIAS_SCORE
 from attncc.ir.values import evaluate
 from attncc.runtime.blocked.formulas import Env, Places, table_gradients
@@ -25,7 +25,7 @@ from attncc.runtime.operands import Operands
 
 @dataclass(frozen=True)
 class Sink:
-    """The sink of a call: its logits `value`, what they are computed from, and key and value `[H, 1, width]` where it has them.
+    """The sink of a call: its logits `value`, what they are computed from, key and value `[H, 1, width]` and their names where it has them.
 
     Whatever belongs to rows is [B, H, Nq, 1] here, or broadcasts to it.
     """
@@ -35,6 +35,7 @@ class Sink:
     value: Tensor
     env: Env
     scale: float = 1.0
+    names: tuple[str, str] = ("", "")
     key: Tensor | None = None
     v: Tensor | None = None
 
@@ -45,13 +46,13 @@ class Sink:
         if weights.get("sink") is None:
             return None
         logit: Expr = weights["sink"]
-        env, dots = row_env(graph, operands), graph.find(GraphOp.DOT)
-        if not dots:
+        env, names = row_env(graph, operands), sink_names(graph)
+        if names is None:
             return Sink(operands, logit, _evaluated(graph, operands, logit, env), env)
-        key, v = (_spread(operands.tables[name].to(operands.compute), operands.q.shape[1]) for name in ("k_bias", "v_bias"))
-        scale = float(dots[0]["scale"])
+        key, v = (_spread(operands.tables[name].to(operands.compute), operands.q.shape[1]) for name in names)
+        scale = float(graph.find(GraphOp.DOT)[0]["scale"])
         env["z"] = (operands.q.to(operands.compute) * key).sum(-1, keepdim=True) * scale
-        return Sink(operands, logit, _evaluated(graph, operands, logit, env), env, scale, key, v)
+        return Sink(operands, logit, _evaluated(graph, operands, logit, env), env, scale, names, key, v)
 
     def join(self, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and log-sum-exp `[B, H, Nq]` of the keys, joined by the sink."""
@@ -75,7 +76,7 @@ class Sink:
             return None, found
         by_logit = by_logit * evaluate(derivative(self.logit, BIAS_SCORE), self.env, torch_arrays(self.operands.compute)) * self.scale
         q = self.operands.q.to(self.operands.compute)
-        both = {"k_bias": torch.einsum("bhnx,bhnd->hd", by_logit, q), "v_bias": torch.einsum("bhnx,bhnd->hd", share, grad)}
+        both = dict(zip(self.names, (torch.einsum("bhnx,bhnd->hd", by_logit, q), torch.einsum("bhnx,bhnd->hd", share, grad))))
         return by_logit * self.key, found | {name: _gathered(both[name], self.operands.tables[name]) for name in both}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from attncc.ir.expr import Expr, all_of
+from attncc.ir.expr import Expr, all_of, const, maximum, minimum
 from attncc.spec.model import Grid, Part
 
 if TYPE_CHECKING:
@@ -18,8 +20,10 @@ Edge = Literal["shift", "truncate", "zero_pad", "pad_token", "must_divide"]
 """What happens where a window or a cell crosses the grid's end; it changes the softmax's denominator, so it is spelled.
 
 `shift` moves the window inward; `truncate` drops the missing keys; `zero_pad` keeps them with k = v = 0; `pad_token` keeps them with
-the projection of a padded token; `must_divide` refuses a grid that has such a place.
+one learned key and value, what the projection makes of a padded token; `must_divide` refuses a grid that has such a place.
 """
+PADDING: tuple[Edge, ...] = ("zero_pad", "pad_token")
+"""Policies that keep keys beyond the grid."""
 PerAxis = int | tuple[int, ...]
 Size = Annotated[int, Field(ge=1)]
 Reach = Annotated[int, Field(ge=0)]
@@ -30,10 +34,18 @@ TABLE_NAME = r"^[a-z][a-z0-9_]*$"
 _ELSEWHERE = {
     "shift": "only a neighborhood shifts its window",
     "truncate": "missing keys cannot be dropped here",
-    "zero_pad": "keys of zeros would stay in the denominator; pad k and v by zeros and widen the grid",
-    "pad_token": "pad the tokens before their projection and widen the grid",
+    "zero_pad": "the keys it has beyond the grid are no product of lengths; pad k and v by zeros and widen the grid",
+    "pad_token": "the keys it has beyond the grid are no product of lengths; pad the tokens before their projection and widen the grid",
     "must_divide": "nothing has to divide",
 }
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Keys beyond the grid that a row keeps: the policy, and their number `count`, an expression of the query and the head."""
+
+    edge: Edge
+    count: Expr
 
 
 class Pattern(Part):
@@ -70,6 +82,10 @@ class Pattern(Part):
         """True where the query sees the key."""
         raise NotImplementedError
 
+    def missing(self, grid: Grid) -> Missing | None:
+        """Keys beyond the grid that the mask's edge policy keeps; None where it keeps none."""
+        return None
+
 
 def _terms(mask: Any, kind: type[Any]) -> tuple[Any, ...]:
     return tuple(mask.masks) if isinstance(mask, kind) else (mask,)
@@ -94,6 +110,16 @@ def axis_problems(mask: Part, names: Sequence[str], grid: Grid) -> list[str]:
 def edge_problems(edge: Edge, supported: Sequence[Edge]) -> list[str]:
     """An edge policy that a mask does not have, and what to do instead."""
     return [] if edge in supported else [f"edge {edge!r} is not supported, use {' or '.join(supported)}: {_ELSEWHERE[edge]}"]
+
+
+def beyond(edge: Edge, grid: Grid, boxes: Sequence[tuple[Expr, int]]) -> Missing | None:
+    """What a window of (first key, keys) on each axis has beyond the grid: all of it less what is inside."""
+    if edge not in PADDING:
+        return None
+    inside: Expr = const(1)
+    for axis, (start, size) in enumerate(boxes):
+        inside = inside * maximum(minimum(start + size, grid.length("k", axis)) - maximum(start, 0), 0)
+    return Missing(edge, prod(size for _, size in boxes) - inside)
 
 
 def diagonal(grid: Grid, align: Align) -> Expr:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from attncc.ir.expr import Expr, Kind, Table, all_of, load, substitute, tables, var
-from attncc.spec.masks.base import TABLE_NAME, Pattern, Reach, Size, any_of
+from attncc.ir.expr import Expr, Kind, Op, Table, all_of, apply, const, load, substitute, tables, var
+from attncc.spec.masks.base import TABLE_NAME, Missing, Pattern, Reach, Size, any_of
 from attncc.spec.masks.labels import BlockTable, Segments
 from attncc.spec.masks.text import Predicate
 from attncc.spec.masks.tokens import Causal, CausalAxes, Full, GlobalTokens, Prefix, PrefixPerSample, Sinks, SlidingWindow, StridedBlocks
@@ -102,6 +102,15 @@ class PerHead(Pattern):
 
     def predicate(self, grid: Grid) -> Expr:
         return any_of([_among(group) & m.predicate(grid) for group, m in zip(self._groups(grid), self.masks)])
+
+    def missing(self, grid: Grid) -> Missing | None:
+        """Those of each head; all masks that keep any keep them by one policy."""
+        found = [(group, m.missing(grid)) for group, m in zip(self._groups(grid), self.masks)]
+        kept = [(group, one) for group, one in found if one is not None]
+        count: Expr = const(0)
+        for group, one in kept:
+            count = count + apply(Op.SELECT, _among(group), one.count, 0)
+        return Missing(kept[0][1].edge, count) if kept else None
 
     def _groups(self, grid: Grid) -> tuple[tuple[int, ...], ...]:
         if self.groups is not None:

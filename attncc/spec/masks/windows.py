@@ -7,7 +7,21 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from attncc.ir.expr import Expr, all_of, const, maximum, minimum
-from attncc.spec.masks.base import Edge, Pattern, PerAxis, Reach, Reaches, Sizes, any_of, axis_problems, by_axis, edge_problems
+from attncc.spec.masks.base import (
+    PADDING,
+    Edge,
+    Missing,
+    Pattern,
+    PerAxis,
+    Reach,
+    Reaches,
+    Sizes,
+    any_of,
+    axis_problems,
+    beyond,
+    by_axis,
+    edge_problems,
+)
 from attncc.spec.model import Grid
 
 
@@ -73,7 +87,10 @@ class Window(Pattern):
     """Keys from `left` before the query to `right` after it on every axis, cut at the grid's ends: q_a - left <= k_a <= q_a + right.
 
     None leaves a side open. Unlike a `Neighborhood`, whose window moves inward, edge queries have fewer keys (TransNeXt's local
-    part, ColorMNet's 15 x 15 window).
+    part, ColorMNet's 15 x 15 window), or keep the m keys that lie beyond the grid, all alike. `edge` "zero_pad": keys and values of zeros,
+    which add m exp(score of 0) to a softmax's denominator and nothing to its output, as `unfold` with zero padding does (SASA, arXiv
+    1906.05909). "pad_token": the learned key and value `k_pad` `[key_heads, head_dim]` and `v_pad` `[value_heads, value_dim]`, run-time
+    inputs, float32 with gradients. Score maps act on these scores too; a map that reads where a key stands is refused beside them.
     """
 
     kind: Literal["window"] = "window"
@@ -82,7 +99,9 @@ class Window(Pattern):
     edge: Edge = "truncate"
 
     def problems(self, grid: Grid) -> list[str]:
-        return [*axis_problems(self, ("left", "right"), grid), *edge_problems(self.edge, ("truncate",))]
+        found = [*axis_problems(self, ("left", "right"), grid), *edge_problems(self.edge, ("truncate", *PADDING))]
+        open_sides = [name for name in ("left", "right") if None in by_axis(getattr(self, name), 1)]
+        return [*found, *([f"edge {self.edge!r} needs {open_sides[0]} on every axis"] if self.edge in PADDING and open_sides else [])]
 
     def predicate(self, grid: Grid) -> Expr:
         terms = []
@@ -92,12 +111,19 @@ class Window(Pattern):
             terms += [] if right is None else [key <= query + right]
         return all_of(terms)
 
+    def missing(self, grid: Grid) -> Missing | None:
+        sides = enumerate(zip(by_axis(self.left, grid.rank), by_axis(self.right, grid.rank)))
+        return beyond(
+            self.edge, grid, [(grid.coordinate("q", a) - (left or 0), (left or 0) + (right or 0) + 1) for a, (left, right) in sides]
+        )
+
 
 class Partition(Pattern):
     """The tokens of the query's own cell: (q_a - shift) // size == (k_a - shift) // size on every axis.
 
     A shift moves the cells; the first and the last are then shorter. That is Swin's cyclic shift with its mask of regions, without
-    rolling the tokens (arXiv 2103.14030); shift 0 is block attention (MaxViT). `must_divide` holds a grid to whole cells.
+    rolling the tokens (arXiv 2103.14030); shift 0 is block attention (MaxViT). `must_divide` holds a grid to whole cells; `edge`
+    "zero_pad" and "pad_token" (DaViT, arXiv 2204.03645) fill up the others as those of a `Window`.
     """
 
     bounded: ClassVar[bool] = True
@@ -107,7 +133,7 @@ class Partition(Pattern):
     edge: Edge = "truncate"
 
     def problems(self, grid: Grid) -> list[str]:
-        found = [*axis_problems(self, ("size", "shift"), grid), *edge_problems(self.edge, ("truncate", "must_divide"))]
+        found = [*axis_problems(self, ("size", "shift"), grid), *edge_problems(self.edge, ("truncate", "must_divide", *PADDING))]
         if found:
             return found
         sizes, shifts = by_axis(self.size, grid.rank), by_axis(self.shift, grid.rank)
@@ -117,6 +143,10 @@ class Partition(Pattern):
     def predicate(self, grid: Grid) -> Expr:
         rules = enumerate(zip(by_axis(self.size, grid.rank), by_axis(self.shift, grid.rank)))
         return all_of([self._cell(grid, "q", a, n, s).equals(self._cell(grid, "k", a, n, s)) for a, (n, s) in rules])
+
+    def missing(self, grid: Grid) -> Missing | None:
+        rules = enumerate(zip(by_axis(self.size, grid.rank), by_axis(self.shift, grid.rank)))
+        return beyond(self.edge, grid, [(self._cell(grid, "q", a, n, s) * n + s, n) for a, (n, s) in rules])
 
     def _cell(self, grid: Grid, side: str, axis: int, size: int, shift: int) -> Expr:
         return (grid.coordinate(side, axis) - shift) // size
@@ -155,9 +185,10 @@ class Congruence(Pattern):
 class Halo(Pattern):
     """The query's block and `halo` keys around it, on every axis: all queries of a block share their keys.
 
-    With start = q_a // block * block: start - halo <= k_a < start + block + halo. Keys beyond the grid are cut off.
+    With start = q_a // block * block: start - halo <= k_a < start + block + halo. Keys beyond the grid are cut off, or kept by `edge`
+    "zero_pad" (as HaloNet does) or "pad_token" as those of a `Window`. `must_divide` holds a grid to whole blocks.
 
-    Source: Vaswani et al., Scaling Local Self-Attention (HaloNet), arXiv 2103.12731. `must_divide` holds a grid to whole blocks.
+    Source: Vaswani et al., Scaling Local Self-Attention (HaloNet), arXiv 2103.12731.
     """
 
     bounded: ClassVar[bool] = True
@@ -167,7 +198,7 @@ class Halo(Pattern):
     edge: Edge = "truncate"
 
     def problems(self, grid: Grid) -> list[str]:
-        found = [*axis_problems(self, ("block", "halo"), grid), *edge_problems(self.edge, ("truncate", "must_divide"))]
+        found = [*axis_problems(self, ("block", "halo"), grid), *edge_problems(self.edge, ("truncate", "must_divide", *PADDING))]
         if found or self.edge != "must_divide":
             return found
         return _not_divided("block", by_axis(self.block, grid.rank), grid)
@@ -175,6 +206,10 @@ class Halo(Pattern):
     def predicate(self, grid: Grid) -> Expr:
         rules = zip(by_axis(self.block, grid.rank), by_axis(self.halo, grid.rank))
         return all_of([self._axis(grid, a, block, halo) for a, (block, halo) in enumerate(rules)])
+
+    def missing(self, grid: Grid) -> Missing | None:
+        rules = enumerate(zip(by_axis(self.block, grid.rank), by_axis(self.halo, grid.rank)))
+        return beyond(self.edge, grid, [(grid.coordinate("q", a) // n * n - halo, n + 2 * halo) for a, (n, halo) in rules])
 
     def _axis(self, grid: Grid, axis: int, block: int, halo: int) -> Expr:
         start, key = grid.coordinate("q", axis) // block * block, grid.coordinate("k", axis)
