@@ -15,8 +15,8 @@ from attncc.ir.expr import Table
 from attncc.ir.graph import GraphOp, Node, loads_of
 
 PREPARE = "prepare_keys"
-WORDS = 2048
-"""Elements that one program of the keys' own kernel prepares: 16 a thread, each beside its partner, a cosine and a sine."""
+WORDS = 1024
+"""Elements that one program of the keys' own kernel prepares: 8 a thread, each beside its partner, a cosine and a sine."""
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,9 @@ class RoutedRows:
             return ["out.zero_()"]
         lines, names = ["o = 0.0"], _torch({"o": "o", "g": "g"})
         for name, gate in gates.items():
-            lines += [f"g = {name}.float(){unpacked(gate, heads)}", f"o = {code(gate['value'], names)}"]
+            # What all heads share has been expanded to them.
+            own = f"{name}[:, :1]" if gate.inputs[1]["shape"][1] == 1 else name
+            lines += [f"g = {own}.float(){unpacked(gate, heads)}", f"o = {code(gate['value'], names)}"]
         return [*lines, "out.copy_(o)"]
 
     def _compacted(self) -> list[str]:

@@ -46,15 +46,15 @@ def test_an_unknown_case_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_cases_are_named_once_and_cover_what_kernels_can_do() -> None:
     found = cases.cases()
     assert len({case.name for case in found}) == len(found) >= 14
-    assert {case.spec.normalizer.kind for case in found} == {"softmax", "sigmoid", "relu"}
+    assert {case.spec.normalizer.kind for case in found} == {"softmax", "sigmoid", "relu", "positive_ratio", "entmax", "lssar"}
     assert {score.kind for case in found for score in case.spec.scores} >= {"softcap", "alibi", "relative_bias"}
     assert {case.spec.mask.kind for case in found} >= {"causal", "sliding_window", "and", "neighborhood"}
     assert {case.spec.grid.rank for case in found} == {1, 2, 3}
-    for feature in ("gate", "key_heads"):
-        assert any(getattr(case.spec, feature) is not None for case in found)
+    for feature in ("gate", "key_heads", "loads", "routing", "token_scales", "addend"):
+        assert any(getattr(case.spec, feature) for case in found)
     assert any(case.lengths for case in found)
     quick = [case for case in found if case.quick]
-    assert found[: len(quick)] == quick and 5 <= len(quick) <= 8
+    assert found[: len(quick)] == quick and 5 <= len(quick) <= 12
 
 
 @pytest.mark.parametrize("case", cases.cases(), ids=lambda case: case.name)

@@ -70,9 +70,9 @@ COMPILER: tuple[Fault, ...] = (
         "{gate}",
         (GENERATED,),
     ),
-    Fault("rows: a sink that no row starts with", ROWS, 'f"tl.full([{rows}], 1.0, tl.float32)"}', "zeros}", (GENERATED,)),
+    Fault("rows: a sink that no row starts with", ROWS, 'f"tl.full([{rows}], 1.0, tl.float32)"', "zeros", (GENERATED,)),
     Fault("rows: a sink in base e", ROWS, "code(facts.sink * LOG2E,", "code(facts.sink,", (GENERATED,)),
-    Fault("rows: one key's value for the heads of another", ROWS, "kv_head(facts, 'v')", "kv_head(facts, 'k')", (GENERATED,)),
+    Fault("rows: one key's value for the heads of another", ROWS, 'kv_head(facts, "v")', 'kv_head(facts, "k")', (GENERATED,)),
     Fault("rows: a divisor of one row for all", ROWS, 'index = "[:, None]" if', 'index = "[None, :1]" if', (GENERATED,)),
     Fault(
         "footprint: the values of keys that a mask needs, free",

@@ -52,7 +52,8 @@ def test_rows_of_no_head_are_gated(mode: str, addend: bool, granularity: str, po
     """Under an additive gate they are the gate's activation, which no program writes."""
     gate, pointwise = {**GATE, "mode": mode, "granularity": granularity}, {"kind": "sigmoid", "bias": 0.5}
     json = spec([70], heads=HEADS, key_heads=2, mask=WINDOW, routing=RELU, normalizer=pointwise, gate=gate, addend=addend)
-    compared(json, routing=weights("every other token", 70) - weights("one head only", 70))
+    for key_heads in (2, 1):
+        compared({**json, "key_heads": key_heads}, routing=weights("every other token", 70) - weights("one head only", 70))
 
 
 @pytest.mark.parametrize("per_batch", [False, True])
