@@ -189,7 +189,7 @@ def routed_tile(axis: AxisBand) -> int:
         return float((last - first).clip(min=0).sum()) * size + len(first) * OVERHEAD_PAIRS * 4
 
     lo, hi = axis.bounds.numpy()
-    return min((256, 128, 64), key=cost)
+    return min((256, 128), key=cost)
 
 
 def _sizes(length: int) -> list[int]:

@@ -161,7 +161,7 @@ class LoadedStrip:
             target.add_(copy)
 
     def blocks(self) -> Iterator[Block]:
-        """The row tiles, each with its key run in pieces of at most MAX_KEYS columns."""
+        """The row tiles, each with its key run in pieces of at most BLOCK_SCORES scores."""
         step, tiles = self.strip.plan.step, self.strip.tiles
         first_key = min((t.k.start for t in tiles if t.k), default=0)
         for tile in tiles:
@@ -169,8 +169,8 @@ class LoadedStrip:
             rows = {name: x.narrow(1, start, len(tile.q) * self.row_width) for name, x in self.rows.items()}
             first, columns = (tile.k.start - first_key) // step * self.key_width, len(tile.k) * self.key_width
             parts = self.strip.plan.parts((tile, *self.strip.rest), self.rules.like)
-            # Tiles of routed rows are high; pieces half as long keep their scores in a core's own cache.
-            count = -(-columns // (MAX_KEYS if self.strip.tokens is None else MAX_KEYS // 2))
+            most = max(BLOCK_SCORES // (len(self.strip.heads) * len(tile.q) * self.row_width), 1)
+            count = -(-columns // most)
             cuts = [columns * i // count for i in range(count + 1)] if count else []
             yield Block(rows, [self._piece(tile, parts, first, a, b) for a, b in itertools.pairwise(cuts)])
 
