@@ -230,7 +230,8 @@ class _Many:
 
 
 def _besides_mask(spec: AttentionSpec) -> tuple[Any, ...]:
-    return tuple(value for name, value in spec if name != "mask")
+    """The fields of a spec but its mask; iterating over a spec would give what it has cached as well."""
+    return tuple(getattr(spec, name) for name in type(spec).model_fields if name != "mask")
 
 
 # ---- masks that are products of bands --------------------------------------------------------------------------------------------------
