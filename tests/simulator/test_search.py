@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 import attncc
-from attncc import AttentionSpec, Candidate, masks, scores
+from attncc import AttentionSpec, Candidate, masks, pipeline, scores
 from attncc.cli.app import app
 from attncc.errors import AttnccError, InputError, TargetError
-from attncc.simulator import machine, search
+from attncc.simulator import machine, many, search
 
 LINE = AttentionSpec(tokens=(32768,), heads=1, head_dim=128, mask=masks.Neighborhood(window=2048))
 FLUX = AttentionSpec(tokens=(256, 256), heads=24, head_dim=128, mask=masks.Neighborhood(window=(80, 80), stride=(16, 16)))
@@ -286,3 +286,18 @@ def test_options_of_simulate(run: Any) -> None:
 @pytest.mark.parametrize(("windows", "code"), [("a", 2), ("8..", 2), ("8/2", 2), ("24..8", 1), ("999", 1), ("0", 2)])
 def test_bad_ranges(run: Any, windows: str, code: int) -> None:
     assert run("search", "front", "small.json", "--windows", windows, "--q-tile", "8,8", "--k-tile", "8,8")[0] == code
+
+
+def test_candidates_that_differ_in_their_mask_share_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Any] = []
+    plan = pipeline.plan
+
+    def counted(*given: Any) -> Any:
+        planned.append(given)
+        return plan(*given)
+
+    monkeypatch.setattr(pipeline, "plan", counted)
+    fields: dict[str, Any] = {"tokens": (64, 64), "heads": 2, "head_dim": 64, "dtype": "bfloat16"}
+    specs = [AttentionSpec(**fields, mask=masks.Neighborhood(window=(w, 9))) for w in range(3, 13)]
+    assert len(list(many.simulate_many(specs, "h100", q_tile=(8, 8), k_tile=(8, 8)))) == 10
+    assert len(planned) <= 2  # of the masks, and of none
