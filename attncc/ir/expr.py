@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 
@@ -226,6 +227,11 @@ def all_of(terms: list[Expr]) -> Expr:
 
 def nodes(*roots: Expr) -> list[Expr]:
     """Every node below `roots`, arguments before users, each once."""
+    return list(_below(*roots))
+
+
+@lru_cache(1 << 14)
+def _below(*roots: Expr) -> tuple[Expr, ...]:
     seen: dict[Expr, None] = {}
     stack = [(root, False) for root in reversed(roots)]
     while stack:
@@ -235,7 +241,7 @@ def nodes(*roots: Expr) -> list[Expr]:
         elif node not in seen:
             stack.append((node, True))
             stack.extend((arg, False) for arg in reversed(node.args))
-    return list(seen)
+    return tuple(seen)
 
 
 def depth(root: Expr) -> int:

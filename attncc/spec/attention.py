@@ -206,12 +206,14 @@ class AttentionSpec(Part):
     @property
     def scale_reads(self) -> dict[str, Expr]:
         """The factors of `token_scales` by operand, as reads of their tables."""
-        found = {}
+        found: dict[str, Expr] = {}
         for side, heads in zip("qkv", self.head_counts):
+            if side not in self.token_scales:
+                continue
             token, tokens = ("q", "NQ") if side == "q" else ("k", "NK")
             table = Table(f"{side}_scale", Kind.FLOAT, ("B", heads, tokens))
             found[side] = load(table, var("b"), var("h") // (self.heads // heads), self.grid.flat(token))
-        return {side: found[side] for side in found if side in self.token_scales}
+        return found
 
     @cached_property
     def record(self) -> Normalizer:
