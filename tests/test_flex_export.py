@@ -14,7 +14,8 @@ from torch.nn.attention import flex_attention as flex
 
 from attncc import AttentionSpec, gates, masks, normalizers, scores
 from attncc.errors import InputError, UnsupportedError
-from attncc.passes.flat_blocks import LATTICE, filled_in, flat_block_mask
+from attncc.passes.flat_blocks import LATTICE, flat_block_mask
+from attncc.passes.tiles import filled_in
 from tests.oracle import attention, dense_mask, random_inputs
 from tests.strategies import Sizes, cases
 

@@ -24,12 +24,12 @@ from attncc.ir.expr import tables as tables_of
 from attncc.ir.graph import GraphOp
 from attncc.passes.block_mask import BlockMask as Classified
 from attncc.passes.block_mask import block_mask
-from attncc.passes.canonicalize import canonicalize
-from attncc.passes.flat_blocks import filled_in, flat_block_mask
+from attncc.passes.flat_blocks import flat_block_mask
 from attncc.passes.given import Lengths, known_grid, known_tables
-from attncc.passes.tiles import Shape, bind
+from attncc.passes.tiles import Shape, filled_in, in_plain_order
 from attncc.spec.attention import AttentionSpec
 from attncc.spec.lower import lower
+from attncc.spec.model import Grid
 
 Device = torch.device | str
 Tables = Mapping[str, Any] | None
@@ -84,16 +84,11 @@ def classified(
         predicate = filled_in(spec.predicate, query, key)
         known, elements = known_tables(predicate, tables, sizes)
         return flat_block_mask(predicate, query, key, block, known, elements, spec.heads)
-    line = spec if spec.grid.rank == 1 else _on_a_line(spec, query, key)
-    mask = bind(canonicalize(lower(line)), (prod(query),), (prod(key),))
+    flat = (prod(query),), (prod(key),)
+    predicate = spec.predicate if spec.grid.rank == 1 else spec.mask.predicate(Grid(*flat, spec.grid.shared, spec.heads))
+    mask = in_plain_order(predicate, *flat)
     known, elements = known_tables(mask.predicate, tables, sizes)
     return block_mask(mask, block[:1], block[1:], known, elements, spec.heads)
-
-
-def _on_a_line(spec: AttentionSpec, query: Shape, key: Shape) -> AttentionSpec:
-    """The mask of a spec over its flattened tokens."""
-    key_tokens = None if spec.grid.shared else (prod(key),)
-    return AttentionSpec(tokens=(prod(query),), key_tokens=key_tokens, heads=spec.heads, head_dim=spec.head_dim, mask=spec.mask)
 
 
 def _flat(mask: Any) -> bool:

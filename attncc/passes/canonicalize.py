@@ -43,13 +43,17 @@ def _merge_masks(n: Node) -> Node:
     return node(GraphOp.MASK, below.inputs[0], *reads, predicate=below["predicate"] & n["predicate"])
 
 
-def _split_mask(mask: Node, graph: Graph) -> Node:
+def split(predicate: Expr, graph: Graph) -> tuple[tuple[Band, ...], Expr]:
+    """A band for each axis and the residual of a predicate over a graph's grids, in its token order."""
     bounds, rest = [], []
-    for term in conjuncts(mask["predicate"]):
+    for term in conjuncts(predicate):
         solved = _solve_term(term, graph.rank)
         bounds.extend(solved) if solved is not None else rest.append(term)
-    bands = tuple(_band(axis, [b for b in bounds if b.axis == axis], graph) for axis in range(graph.rank))
-    residual = all_of(rest)
+    return tuple(_band(axis, [b for b in bounds if b.axis == axis], graph) for axis in range(graph.rank)), all_of(rest)
+
+
+def _split_mask(mask: Node, graph: Graph) -> Node:
+    bands, residual = split(mask["predicate"], graph)
     used = {t.name for expression in (residual, *(end for band in bands for end in band)) for t in tables(expression)}
     reads = tuple(i for i in mask.inputs[1:] if i["name"] in used)
     return node(GraphOp.MASK, mask.inputs[0], *reads, bands=bands, residual=residual)

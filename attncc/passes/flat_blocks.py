@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from attncc.ir.expr import Expr, const, substitute, tables, var, variables
+from attncc.ir.expr import Expr, const, tables, var, variables
 from attncc.ir.intervals import interval
 from attncc.ir.values import evaluate, evaluate_all, range_tables
 from attncc.passes.block_mask import BlockMask
@@ -265,8 +265,3 @@ def _pieces(first: Ints, stop: Ints, grid: Shape) -> Iterator[tuple[Ints, Ints]]
         yield end, stop
         first, stop = begin, end
     yield first, stop
-
-
-def filled_in(predicate: Expr, query: Shape, key: Shape) -> Expr:
-    """The predicate with its lengths replaced by numbers."""
-    return substitute(predicate, {f"n{s}{a}": const(n) for s, grid in (("q", query), ("k", key)) for a, n in enumerate(grid)})

@@ -10,7 +10,7 @@ from math import prod
 from attncc.ir.expr import Expr, Op, Table, all_of, const, nodes, substitute, tables, var, variables
 from attncc.ir.graph import Graph, GraphOp, Node
 from attncc.ir.intervals import intervals
-from attncc.passes.canonicalize import Band, bands_predicate
+from attncc.passes.canonicalize import Band, bands_predicate, split
 
 Shape = tuple[int, ...]
 
@@ -146,6 +146,16 @@ def the_mask(graph: Graph) -> Node:
 def bind(graph: Graph, query: Shape, key: Shape) -> BoundMask:
     """The canonical mask of a graph with its open lengths filled in."""
     mask = the_mask(graph)
-    env = {f"n{side}{a}": const(n) for side, lengths in (("q", query), ("k", key)) for a, n in enumerate(lengths)}
-    bands = tuple((substitute(low, env), substitute(high, env)) for low, high in mask["bands"])
-    return BoundMask(bands, substitute(mask["residual"], env), query, key, graph.order)
+    bands = tuple((filled_in(low, query, key), filled_in(high, query, key)) for low, high in mask["bands"])
+    return BoundMask(bands, filled_in(mask["residual"], query, key), query, key, graph.order)
+
+
+def in_plain_order(predicate: Expr, query: Shape, key: Shape) -> BoundMask:
+    """A canonical mask of a predicate over known lengths, tokens as they stand; needs no graph."""
+    grid = Graph(query, key, ())
+    return BoundMask(*split(filled_in(predicate, query, key), grid), query, key, grid.order)
+
+
+def filled_in(formula: Expr, query: Shape, key: Shape) -> Expr:
+    """The formula with its lengths replaced by numbers."""
+    return substitute(formula, {f"n{s}{a}": const(n) for s, grid in (("q", query), ("k", key)) for a, n in enumerate(grid)})
