@@ -7,7 +7,7 @@ smallest one needs 16 rows a side. Pricing reads the bands of the mask, axis by 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 from math import inf, prod
@@ -43,6 +43,27 @@ class Candidate:
         return f"{list(self.q_tile)} x {list(self.k_tile)}, {c.num_warps} warps, {c.num_stages} stages"
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a tiling must fit: the target; and, as one block mask serves all, the kernels that run `before` with its tiles.
+
+    `demanded` by the user, a tile may crowd registers.
+    """
+
+    target: Target
+    demanded: bool
+    before: tuple[Graph, ...]
+
+    def unfit(self, body: Graph, c: Configuration) -> str:
+        """Why a configuration does not fit; empty where it does."""
+        return unfit(body, c, self.target, self.demanded) or next(filter(None, (self._unfit_before(b, c) for b in self.before)), "")
+
+    def _unfit_before(self, body: Graph, c: Configuration) -> str:
+        """Why no warps and stages of an earlier kernel go with a configuration's tiles; empty where some do."""
+        reasons = [unfit(body, own, self.target, self.demanded) for own in configurations(body, self.target, c.q_rows, c.k_rows)]
+        return f"{reasons[0]} (the kernel before it)" if all(reasons) else ""
+
+
 def tile(graph: Graph, target: Target, q_tile: Shape | None = None, k_tile: Shape | None = None) -> Graph:
     """The graph with tiles on its kernels.
 
@@ -56,23 +77,23 @@ def tile(graph: Graph, target: Target, q_tile: Shape | None = None, k_tile: Shap
     """
     # Kernels that run one after another see the same pairs: one block mask serves all, in tiles of the last, which reads values too.
     *before, last = graph.find(GraphOp.KERNEL)
-    main = _tiled(last, target, q_tile, k_tile) if before else last
-    demanded = q_tile is not None or k_tile is not None
+    limits = Limits(target, q_tile is not None or k_tile is not None, tuple(n["body"] for n in before))
+    main = _tiled(last, limits, q_tile, k_tile) if before else last
 
     def change(n: Node) -> Node:
         if n.op is not GraphOp.KERNEL:
             return n
         if statistic(n["body"]) is None:
-            return _tiled(n, target, q_tile, k_tile)
-        return _tiled(n, target, main["q_tile"], main["k_tile"], demanded)
+            return _tiled(n, limits, q_tile, k_tile)
+        return _tiled(n, replace(limits, before=()), main["q_tile"], main["k_tile"])
 
     return graph.rewrite(change)
 
 
-def _tiled(kernel: Node, target: Target, q_tile: Shape | None, k_tile: Shape | None, demanded: bool | None = None) -> Node:
-    """The kernel in its best tiles of those shapes; `demanded`: by the user, who may want what crowds registers (default: if given)."""
-    pricer, demanded = Pricer(kernel["body"]), (q_tile is not None or k_tile is not None) if demanded is None else demanded
-    candidates = [_priced(pricer, c, target, q_tile, k_tile, demanded) for c in _configurations(pricer.body, target, q_tile, k_tile)]
+def _tiled(kernel: Node, limits: Limits, q_tile: Shape | None, k_tile: Shape | None) -> Node:
+    """The kernel in its best tiles of those shapes."""
+    pricer, target = Pricer(kernel["body"]), limits.target
+    candidates = [_priced(pricer, c, limits, q_tile, k_tile) for c in _configurations(pricer.body, target, q_tile, k_tile)]
     best = min(candidates, key=lambda c: c.price)
     if best.rejected:
         raise UnsupportedError(f"a tile of {best.describe()} on {target.name}", best.rejected, "leave q_tile and k_tile out")
@@ -91,9 +112,9 @@ def _configurations(body: Graph, target: Target, q_tile: Shape | None, k_tile: S
     return configurations(body, target, prod(q_tile) if q_tile else None, prod(k_tile) if k_tile else None)
 
 
-def _priced(pricer: Pricer, c: Configuration, target: Target, q_tile: Shape | None, k_tile: Shape | None, demanded: bool) -> Candidate:
+def _priced(pricer: Pricer, c: Configuration, limits: Limits, q_tile: Shape | None, k_tile: Shape | None) -> Candidate:
     work, q_shape, k_shape = pricer.best(c.q_rows, c.k_rows, q_tile, k_tile)
-    reason = unfit(pricer.body, c, target, demanded)
+    reason = limits.unfit(pricer.body, c)
     return Candidate(q_shape, k_shape, c, inf if reason else work * c.slowness, reason)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from attncc.errors import UnsupportedError
 from attncc.passes.block_mask import block_mask
-from attncc.passes.footprint import Configuration, shared_bytes
+from attncc.passes.footprint import Configuration, shared_bytes, unfit
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tile import MASKED_TILE, Pricer, shapes
 from attncc.pipeline import plan
@@ -56,6 +56,19 @@ def test_any_spec_gets_a_plan_with_reasons(case: Case, name: str) -> None:
         priced = re.match(r"([\d.]+)x the price$", rejected.reason)
         # Where no query sees a key every price is 0.
         assert float(priced[1]) >= 1 or float(priced[1]) == 0 if priced else re.search("bytes over|registers|spills|warps", rejected.reason)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("normalizer", [{"kind": "entmax"}, {"kind": "entmax", "alpha": 1.3}, {"kind": "lssar", "power": 3}])
+def test_kernels_that_share_a_block_mask_all_fit_its_tiles(name: str, dtype: str, normalizer: dict[str, Any]) -> None:
+    """Narrow heads leave the second kernel room for tiles that the first, with more numbers a score, has none for."""
+    for head_dim in (16, 32, 64):
+        made = plan(spec(dtype=dtype, head_dim=head_dim, normalizer=normalizer, scores=[{"kind": "alibi"}]), name)
+        assert len({(k.q_tile, k.k_tile) for k in made.kernels}) == 1 < len(made.kernels)
+        for k in made.kernels:
+            c = Configuration(prod(k.q_tile), prod(k.k_tile), k.num_warps, k.num_stages, 1.0)
+            assert unfit(k.graph, c, target(name)) == ""
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
