@@ -252,11 +252,13 @@ def depth(root: Expr) -> int:
     return found[root]
 
 
+@lru_cache(1 << 14)
 def variables(*roots: Expr) -> frozenset[str]:
     """Names of the variables below `roots`."""
     return frozenset(str(n.value) for n in nodes(*roots) if n.op is Op.VAR)
 
 
+@lru_cache(1 << 14)
 def tables(*roots: Expr) -> tuple[Table, ...]:
     """Tables read below `roots`, in order of first use."""
     return tuple(dict.fromkeys(n.value for n in nodes(*roots) if isinstance(n.value, Table)))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Union
 
 from attncc.ir.expr import Expr, Kind, Table
@@ -191,6 +192,10 @@ class Graph:
 
     def nodes(self) -> list[Node]:
         """Every node, inputs before users, each once."""
+        return list(self._nodes)
+
+    @cached_property
+    def _nodes(self) -> tuple[Node, ...]:
         seen: dict[Node, None] = {}
         stack = [(n, False) for _, n in reversed(self.outputs)]
         while stack:
@@ -200,11 +205,11 @@ class Graph:
             elif current not in seen:
                 stack.append((current, True))
                 stack.extend((n, False) for n in reversed(current.inputs))
-        return list(seen)
+        return tuple(seen)
 
     def find(self, op: GraphOp) -> list[Node]:
         """Nodes of one op, in topological order."""
-        return [n for n in self.nodes() if n.op is op]
+        return [n for n in self._nodes if n.op is op]
 
     def rewrite(self, change: Callable[[Node], Node]) -> Graph:
         """The graph with `change` applied to every node, inputs first; `change` sees inputs already changed."""
