@@ -39,9 +39,16 @@ STATISTICS: tuple[Fault, ...] = (
     Fault(
         "tile: each kernel in tiles of its own",
         "attncc/passes/tile.py",
-        'target, main["q_tile"], main["k_tile"], demanded)',
-        'target, (16,) * last["body"].rank, k_tile, demanded)',
+        'before=()), main["q_tile"], main["k_tile"])',
+        'before=()), (16,) * last["body"].rank, k_tile)',
         (f"{PLANS}::test_kernels_of_a_plan_share_their_tiles",),
+    ),
+    Fault(
+        "tile: the first kernel's registers forgotten",
+        "attncc/passes/tile.py",
+        "for b in self.before)",
+        "for b in ())",
+        ("tests/passes/test_tile.py::test_kernels_that_share_a_block_mask_all_fit_its_tiles",),
     ),
     Fault("blocked: a root's gradient that is no share", ROOTS, 'block.rows["grad_lse"] / slopes', 'block.rows["grad_lse"]', (ORACLE,)),
     Fault("blocked: the host looks at a device's roots", ROOTS, "if looks and torch.equal", "if torch.equal", (WAITING,)),
