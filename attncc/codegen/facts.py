@@ -10,7 +10,7 @@ from typing import Any
 from attncc.ir.expr import Expr, Table, const, tables
 from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node, loads_of, logit_share, reduction, row_class, sink_names, statistic, table_of
 from attncc.ir.intervals import may_be_infinite
-from attncc.passes.footprint import comfort
+from attncc.passes.footprint import comfort, registers_asked
 from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import the_mask
 from attncc.targets import Target
@@ -80,7 +80,7 @@ class Facts:
     @property
     def options(self) -> dict[str, int]:
         """What Triton is told at launch, beside the arguments."""
-        asked = comfort(self.body, self.target).registers_asked
+        asked = registers_asked(self.body, self.target)
         return {"num_warps": self.plan.num_warps, "num_stages": self.plan.num_stages} | ({} if asked is None else {"maxnreg": asked})
 
     @cached_property

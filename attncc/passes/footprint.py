@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attncc.ir.expr import Expr, Kind, Op, const, nodes, variables
-from attncc.ir.graph import Graph, GraphOp, reduction, row_class, source
+from attncc.ir.graph import Graph, GraphOp, loads_of, reduction, row_class, source
 from attncc.targets import Target
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -34,7 +34,8 @@ BARRIERS = 2048
 class Comfort:
     """What a matrix unit leaves a thread: tiles may take `registers` of it, score maps and long weights cost `maps` registers a score.
 
-    `keys` weighs values of keys and what a mask beside its bands computes, `reads` the indices by which maps read tables pair by pair.
+    `keys` weighs values of keys and what a mask beside its bands computes, `reads` the indices by which maps read tables pair by pair,
+    `chunks` is what a row of more than one power of two columns takes for the addresses of each further part.
     `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
     is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
     """
@@ -43,6 +44,7 @@ class Comfort:
     maps: float = 0.5
     keys: float = 0.0
     reads: float = 1.0
+    chunks: int = 0
     warps: tuple[int, ...] = (4, 8)
     key_words: int = 1 << 30
     query_words: int = 1 << 30
@@ -52,17 +54,17 @@ class Comfort:
 
 
 COMFORT = {
-    ("mma", 2): Comfort(160, registers_asked=255),
-    ("wgmma", 2): Comfort(160, maps=0.75, keys=1.0),
-    ("tcgen05", 2): Comfort(140, maps=1.0, registers_asked=255),  # accumulators pass through registers whole
-    ("mfma", 2): Comfort(150, maps=1.0, warps=(4,)),  # eight warps halve the registers of a thread
+    ("mma", 2): Comfort(160, keys=0.25, chunks=12, registers_asked=255),
+    ("wgmma", 2): Comfort(160, maps=0.75, keys=1.0, registers_asked=255),
+    ("tcgen05", 2): Comfort(140, maps=1.0, keys=1.0, registers_asked=255),  # accumulators pass through registers whole
+    ("mfma", 2): Comfort(150, maps=1.0, keys=1.5, warps=(4,)),  # eight warps halve the registers of a thread
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
-    ("mma", 4): Comfort(80, maps=0.0, reads=0.0, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255),
-    ("wgmma", 4): Comfort(100, maps=0.0, reads=0.0, columns=64, most_stages=2),
+    ("mma", 4): Comfort(80, maps=0.0, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255),
+    ("wgmma", 4): Comfort(100, maps=0.0, columns=64, most_stages=2),
     ("tcgen05", 4): Comfort(
         50, maps=0.0, reads=0.0, warps=(4,), key_words=2048, query_words=3072, columns=32, most_stages=1, registers_asked=255
     ),
-    ("mfma", 4): Comfort(80, maps=0.0, reads=0.0, warps=(4,), columns=64),
+    ("mfma", 4): Comfort(80, maps=0.0, warps=(4,), columns=64),
 }
 """By matrix unit and element size; fitted to compiled kernels with and without score maps, head widths 64 and 128."""
 
@@ -97,6 +99,16 @@ def element_bytes(body: Graph) -> int:
 def comfort(body: Graph, target: Target) -> Comfort:
     """What the target's matrix unit leaves a thread, for the kernel's element type."""
     return COMFORT.get((target.matrix, element_bytes(body)), Comfort(255))
+
+
+def registers_asked(body: Graph, target: Target) -> int | None:
+    """Registers of a thread to demand of the assembler.
+
+    Plain kernels of warp groups spill nothing when left alone, and leave room for another block.
+    """
+    masked = any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK))
+    plain = not (masked or body.find(GraphOp.MAP) or loads_of(body, "q"))
+    return None if plain and target.matrix == "wgmma" else comfort(body, target).registers_asked
 
 
 def configurations(body: Graph, target: Target, q_rows: int | None = None, k_rows: int | None = None) -> Iterator[Configuration]:
@@ -202,12 +214,15 @@ def _sides(value: Expr) -> str:
     return "".join(side for side in "kq" if any(name.startswith(side) for name in variables(value)))
 
 
-def _long_weight(body: Graph) -> bool:
-    """Whether the formula of a weight keeps more than a score on the way, as every score map does."""
+def _weight_steps(body: Graph) -> int:
+    """How often the formula of a weight keeps more than a score on the way, as every score map does."""
     weights = reduction(body)
     if weights.op is GraphOp.ROOT:
-        return True  # and its derivative
-    return row_class(body) != "softmax" and any(n.op in (Op.SOFTPLUS, Op.POW, Op.SELECT, Op.EXP, Op.TANH) for n in nodes(weights["weight"]))
+        return 2  # and its derivative
+    if row_class(body) == "softmax":
+        return 0
+    counting = row_class(body) == "mean" and any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK))
+    return counting + any(n.op in (Op.SOFTPLUS, Op.POW, Op.SELECT, Op.EXP, Op.TANH) for n in nodes(weights["weight"]))
 
 
 def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
@@ -216,11 +231,12 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     key_width, value_width = widths(body)
     size = element_bytes(body)
     scores = c.q_rows * c.k_rows
-    steps = bool(body.find(GraphOp.MAP)) + _long_weight(body)
+    steps = bool(body.find(GraphOp.MAP)) + _weight_steps(body)
     words = scores + scores * size // 4 + c.q_rows * value_width + int(scores * limit.maps * steps)
     words += scores * _dense_tables(body)
     if _dense_tables(body) and any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK)):
         words += scores  # what a partial tile's mask computes lives beside the table's offsets
     words += int(scores * limit.reads * _index_registers(body))
     words += c.q_rows * key_width * size // 4 if target.matrix in ("mma", "mfma") else 0
-    return words // (c.num_warps * target.warp) + int(limit.keys * _key_registers(body, c, target))
+    parts = sum(width.bit_count() - 1 for width in (key_width, value_width) if width)
+    return words // (c.num_warps * target.warp) + int(limit.keys * _key_registers(body, c, target)) + limit.chunks * parts
