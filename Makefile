@@ -10,11 +10,12 @@ NATIVE := env -u TRITON_INTERPRET
 MADE   := $(VENV)/.made
 TORCH  := $(VENV)/.torch
 READY  := $(VENV)/.ready
+OLDER  := build/triton-3.6.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check lint types format setup clean test-unit test-interpreter test-aot evidence bench-cpu bench-analysis bench-simulator bench-seeds bench-gpu docs faults
+.PHONY: help demo test check lint types format setup clean test-unit test-interpreter test-aot test-aot-older evidence bench-cpu bench-analysis bench-simulator bench-seeds bench-gpu docs faults
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ test-interpreter: $(READY) ## Generated kernels under Triton's interpreter
 
 test-aot: $(READY) ## Kernels compiled for GPUs that are not here
 	@$(NATIVE) $(PYTEST) tests/aot
+
+test-aot-older: $(READY) $(OLDER) ## The same by the oldest Triton that is supported
+	@$(NATIVE) PYTHONPATH=$(CURDIR)/$(OLDER) $(PYTEST) tests/aot
 
 lint: $(READY) ## Ruff: rules and format
 	@$(PY) -m ruff check --quiet
@@ -88,6 +92,10 @@ $(MADE):
 $(TORCH): constraints.txt | $(MADE)
 	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
 	@touch $@
+
+# Beside the environment's own Triton, not in its place.
+$(OLDER):
+	@$(PIP) install --no-deps --target $@ triton==$(@:build/triton-%=%)
 
 $(READY): pyproject.toml constraints.txt $(TORCH)
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,examples,plot,yaml]'
