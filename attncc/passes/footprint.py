@@ -35,7 +35,8 @@ class Comfort:
     """What a matrix unit leaves a thread: tiles may take `registers` of it, score maps and long weights cost `maps` registers a score.
 
     `keys` weighs values of keys and what a mask beside its bands computes, `reads` the indices by which maps read tables pair by pair,
-    `chunks` is what a row of more than one power of two columns takes for the addresses of each further part.
+    `chunks` is what a row of more than one power of two columns takes for the addresses of each further part, `loads` what queries take
+    that are normed or turned on their way.
     `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
     is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
     """
@@ -45,6 +46,7 @@ class Comfort:
     keys: float = 0.0
     reads: float = 1.0
     chunks: int = 0
+    loads: int = 0
     warps: tuple[int, ...] = (4, 8)
     key_words: int = 1 << 30
     query_words: int = 1 << 30
@@ -54,17 +56,17 @@ class Comfort:
 
 
 COMFORT = {
-    ("mma", 2): Comfort(160, keys=0.25, chunks=12, registers_asked=255),
+    ("mma", 2): Comfort(160, keys=0.25, chunks=12, loads=12, registers_asked=255),
     ("wgmma", 2): Comfort(160, maps=0.75, keys=1.0, registers_asked=255),
     ("tcgen05", 2): Comfort(140, maps=1.0, keys=1.0, registers_asked=255),  # accumulators pass through registers whole
-    ("mfma", 2): Comfort(150, maps=1.0, keys=1.5, warps=(4,)),  # eight warps halve the registers of a thread
+    ("mfma", 2): Comfort(150, maps=1.0, keys=1.5, reads=1.75, warps=(4,)),  # eight warps halve the registers of a thread
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
-    ("mma", 4): Comfort(80, maps=0.0, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255),
-    ("wgmma", 4): Comfort(100, maps=0.0, columns=64, most_stages=2),
+    ("mma", 4): Comfort(80, maps=0.0, keys=0.25, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255),
+    ("wgmma", 4): Comfort(100, columns=64, most_stages=2),
     ("tcgen05", 4): Comfort(
         50, maps=0.0, reads=0.0, warps=(4,), key_words=2048, query_words=3072, columns=32, most_stages=1, registers_asked=255
     ),
-    ("mfma", 4): Comfort(80, maps=0.0, warps=(4,), columns=64),
+    ("mfma", 4): Comfort(80, maps=0.0, reads=1.5, warps=(4,), columns=64),
 }
 """By matrix unit and element size; fitted to compiled kernels with and without score maps, head widths 64 and 128."""
 
@@ -239,4 +241,5 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     words += int(scores * limit.reads * _index_registers(body))
     words += c.q_rows * key_width * size // 4 if target.matrix in ("mma", "mfma") else 0
     parts = sum(width.bit_count() - 1 for width in (key_width, value_width) if width)
-    return words // (c.num_warps * target.warp) + int(limit.keys * _key_registers(body, c, target)) + limit.chunks * parts
+    beside = int(limit.keys * _key_registers(body, c, target)) + limit.chunks * parts + limit.loads * bool(loads_of(body, "q"))
+    return words // (c.num_warps * target.warp) + beside
