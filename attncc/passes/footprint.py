@@ -7,7 +7,7 @@ stand in shared memory; scores, weights and accumulators in registers, the query
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attncc.ir.expr import Expr, Kind, Op, const, nodes, variables
 from attncc.ir.graph import Graph, GraphOp, loads_of, reduction, row_class, source
@@ -34,9 +34,10 @@ BARRIERS = 2048
 class Comfort:
     """What a matrix unit leaves a thread: tiles may take `registers` of it, score maps and long weights cost `maps` registers a score.
 
-    `keys` weighs values of keys and what a mask beside its bands computes, `reads` the indices by which maps read tables pair by pair,
-    `chunks` is what a row of more than one power of two columns takes for the addresses of each further part, `loads` what queries take
-    that are normed or turned on their way.
+    `keys` weighs values of keys and what a mask beside its bands computes, `coordinates` those of keys in grids of more than one axis,
+    `reads` the indices by which maps read tables pair by pair. In registers, for addresses: `chunks` of each part of a row beyond its
+    first power of two of columns, `loads` of queries that are normed or turned on their way, `dense` of a table with an entry a pair.
+    `turned` bounds the columns that a thread of four warps may norm and turn.
     `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
     is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
     """
@@ -45,8 +46,11 @@ class Comfort:
     maps: float = 0.5
     keys: float = 0.0
     reads: float = 1.0
+    coordinates: float = 0.0
     chunks: int = 0
     loads: int = 0
+    dense: int = 0
+    turned: int = 1 << 30
     warps: tuple[int, ...] = (4, 8)
     key_words: int = 1 << 30
     query_words: int = 1 << 30
@@ -56,15 +60,17 @@ class Comfort:
 
 
 COMFORT = {
-    ("mma", 2): Comfort(160, keys=0.25, chunks=12, loads=12, registers_asked=255),
-    ("wgmma", 2): Comfort(160, maps=0.75, keys=1.0, registers_asked=255),
-    ("tcgen05", 2): Comfort(140, maps=1.0, keys=1.0, registers_asked=255),  # accumulators pass through registers whole
+    ("mma", 2): Comfort(160, keys=0.5, coordinates=1.0, chunks=12, loads=12, turned=48, registers_asked=255),
+    ("wgmma", 2): Comfort(160, maps=0.75, keys=1.0, turned=48, registers_asked=255),
+    ("tcgen05", 2): Comfort(140, maps=1.0, keys=1.0, turned=48, registers_asked=255),  # accumulators pass through registers whole
     ("mfma", 2): Comfort(150, maps=1.0, keys=1.5, reads=1.75, warps=(4,)),  # eight warps halve the registers of a thread
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
-    ("mma", 4): Comfort(80, maps=0.0, keys=0.25, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255),
-    ("wgmma", 4): Comfort(100, columns=64, most_stages=2),
+    ("mma", 4): Comfort(
+        80, maps=0.0, keys=0.25, chunks=5, loads=8, dense=13, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255
+    ),
+    ("wgmma", 4): Comfort(100, chunks=5, dense=13, columns=64, most_stages=2),
     ("tcgen05", 4): Comfort(
-        50, maps=0.0, reads=0.0, warps=(4,), key_words=2048, query_words=3072, columns=32, most_stages=1, registers_asked=255
+        50, maps=0.0, chunks=5, loads=8, warps=(4,), key_words=2048, query_words=3072, columns=32, most_stages=1, registers_asked=255
     ),
     ("mfma", 4): Comfort(80, maps=0.0, reads=1.5, warps=(4,), columns=64),
 }
@@ -113,6 +119,12 @@ def registers_asked(body: Graph, target: Target) -> int | None:
     return None if plain and target.matrix == "wgmma" else comfort(body, target).registers_asked
 
 
+def _comfort_of(body: Graph, c: Configuration, target: Target) -> Comfort:
+    """As `comfort`, for a configuration: tiles of fewer rows than a warp group takes are multiplied as on earlier targets."""
+    few = target.matrix == "wgmma" and c.q_rows < 64
+    return comfort(body, replace(target, matrix="mma") if few else target)
+
+
 def configurations(body: Graph, target: Target, q_rows: int | None = None, k_rows: int | None = None) -> Iterator[Configuration]:
     """Configurations worth pricing, large tiles first; only those of the demanded sizes where there are any."""
     if target.backend == "cpu":
@@ -142,7 +154,9 @@ def unfit(body: Graph, c: Configuration, target: Target, demanded: bool = False)
 
 
 def _crowded(body: Graph, c: Configuration, target: Target) -> str:
-    limit = comfort(body, target)
+    limit = _comfort_of(body, c, target)
+    if c.num_warps == 4 and len(loads_of(body, "q")) > 1 and c.q_rows * widths(body)[0] >= limit.turned * 4 * target.warp:
+        return f"{c.q_rows * widths(body)[0]} elements to norm and turn spill in four warps"
     if c.k_rows * max(widths(body)) > limit.key_words and c.k_rows > 16:
         return f"a key tile of {c.k_rows * max(widths(body))} elements spills, {limit.key_words} do not"
     if c.q_rows * max(widths(body)) > limit.query_words and c.q_rows > 16:
@@ -204,6 +218,12 @@ def _key_registers(body: Graph, c: Configuration, target: Target) -> float:
     return scaled + max(0, len(keys) - 2) * c.k_rows / 4 + pairs
 
 
+def _coordinate_registers(body: Graph, c: Configuration) -> float:
+    """Registers of one thread for coordinates of keys that pairs are compared by; of a single axis they are a number apart."""
+    compared = pair_tables(body) or any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK))
+    return (body.rank - 1) * c.k_rows / 4 if compared else 0.0
+
+
 def _of_keys(root: Expr) -> set[Expr]:
     """The largest parts of an expression that depend on keys and not on queries."""
     if _sides(root) == "k":
@@ -220,7 +240,7 @@ def _weight_steps(body: Graph) -> int:
     """How often the formula of a weight keeps more than a score on the way, as every score map does."""
     weights = reduction(body)
     if weights.op is GraphOp.ROOT:
-        return 2  # and its derivative
+        return 2 + any(n.op is Op.POW for n in nodes(weights["weight"]))  # and its derivative
     if row_class(body) == "softmax":
         return 0
     counting = row_class(body) == "mean" and any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK))
@@ -229,7 +249,7 @@ def _weight_steps(body: Graph) -> int:
 
 def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     """32-bit registers of one thread that tiles take: scores, weights, accumulators, and queries where they stand in registers."""
-    limit = comfort(body, target)
+    limit = _comfort_of(body, c, target)
     key_width, value_width = widths(body)
     size = element_bytes(body)
     scores = c.q_rows * c.k_rows
@@ -241,5 +261,6 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     words += int(scores * limit.reads * _index_registers(body))
     words += c.q_rows * key_width * size // 4 if target.matrix in ("mma", "mfma") else 0
     parts = sum(width.bit_count() - 1 for width in (key_width, value_width) if width)
-    beside = int(limit.keys * _key_registers(body, c, target)) + limit.chunks * parts + limit.loads * bool(loads_of(body, "q"))
-    return words // (c.num_warps * target.warp) + beside
+    addresses = limit.chunks * parts + limit.loads * bool(loads_of(body, "q")) + limit.dense * _dense_tables(body)
+    keys = int(limit.keys * _key_registers(body, c, target) + limit.coordinates * _coordinate_registers(body, c))
+    return words // (c.num_warps * target.warp) + keys + addresses
