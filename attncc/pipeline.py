@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from attncc.errors import PlanError
-from attncc.ir.graph import Graph, GraphOp, Node, Stage
+from attncc.ir.graph import Graph, GraphOp, Node, Stage, gathers
 from attncc.ir.verify import verify
 from attncc.passes.canonicalize import canonicalize
 from attncc.passes.fuse import fuse
 from attncc.passes.order import order_tokens
 from attncc.passes.plan import KernelPlan, Plan, make_plan
-from attncc.passes.schedule import gathers, schedule
+from attncc.passes.schedule import schedule
 from attncc.passes.tile import tile
 from attncc.passes.tiles import Shape
 from attncc.passes.views import choose_views

@@ -12,9 +12,8 @@ from attncc.codegen.launcher import Launcher
 from attncc.codegen.lines import filled
 from attncc.codegen.sequence import sequence
 from attncc.errors import UnsupportedError
-from attncc.ir.graph import GraphOp
+from attncc.ir.graph import GraphOp, gathers
 from attncc.passes.plan import KernelPlan, Plan
-from attncc.passes.schedule import gathers
 from attncc.targets import target
 
 

@@ -13,8 +13,7 @@ from attncc.codegen import grid
 from attncc.codegen.expressions import Names, code, hoistable
 from attncc.codegen.visit import ROW_NAMES, Visit
 from attncc.ir.expr import Expr, Op, Table, const
-from attncc.ir.graph import GraphOp, Node, logit_share
-from attncc.passes.schedule import gathers
+from attncc.ir.graph import GraphOp, Node, gathers, logit_share
 
 ROUTED = ["routed", "counts"]
 """Arguments of a kernel that gathers: tokens of the kept rows `[B, H, Nq + 1]`, ascending, and their number `[B, H]`, int32."""

@@ -16,7 +16,7 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Union
 
-from attncc.ir.expr import Expr, Kind, Table
+from attncc.ir.expr import Expr, Kind, Table, variables
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -248,6 +248,11 @@ def loads_of(graph: Graph, side: str) -> tuple[Node, ...]:
         found.append(rows)
         rows = rows.inputs[0]
     return tuple(reversed(found))
+
+
+def gathers(graph: Graph) -> bool:
+    """Whether rows are routed one by one, not head by head, so that the rows of a tile stand apart."""
+    return any(name.startswith("q") for n in graph.find(GraphOp.ROUTE) for name in variables(n["rows"]))
 
 
 def sink_names(graph: Graph) -> tuple[str, str] | None:

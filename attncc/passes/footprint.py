@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from attncc.ir.expr import Expr, Kind, Op, const, nodes, variables
-from attncc.ir.graph import Graph, GraphOp, loads_of, reduction, row_class, source
+from attncc.ir.graph import Graph, GraphOp, gathers, loads_of, reduction, row_class, source
 from attncc.targets import Target
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -26,6 +26,8 @@ SIZES = (
     (16, 16, 5.0),
 )
 """Query rows, key rows, and the price of a multiply-add relative to the largest tile: small tiles reuse less and wait more."""
+DESCRIPTORS = 4
+"""Registers of a thread for those of tensors, where the units of earlier targets, which know none, multiply."""
 BARRIERS = 2048
 """Bytes for what pipelines and reductions keep beside tiles."""
 
@@ -36,8 +38,8 @@ class Comfort:
 
     `keys` weighs values of keys and what a mask beside its bands computes, `coordinates` those of keys in grids of more than one axis,
     `reads` the indices by which maps read tables pair by pair. In registers, for addresses: `chunks` of each part of a row beyond its
-    first power of two of columns, `loads` of queries that are normed or turned on their way, `dense` of a table with an entry a pair.
-    `turned` bounds the columns that a thread of four warps may norm and turn.
+    first power of two of columns, `loads` of queries that are normed or turned on their way, `dense` of a table with an entry a pair,
+    `packed` of a gate whose logits lie head by head in a row. `turned` bounds the columns that a thread of four warps may norm and turn.
     `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
     is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
     """
@@ -50,6 +52,7 @@ class Comfort:
     chunks: int = 0
     loads: int = 0
     dense: int = 0
+    packed: int = 0
     turned: int = 1 << 30
     warps: tuple[int, ...] = (4, 8)
     key_words: int = 1 << 30
@@ -60,15 +63,17 @@ class Comfort:
 
 
 COMFORT = {
-    ("mma", 2): Comfort(160, keys=0.5, coordinates=1.0, chunks=12, loads=12, turned=48, registers_asked=255),
+    ("mma", 2): Comfort(160, keys=0.5, coordinates=1.0, chunks=12, loads=12, packed=24, turned=48, registers_asked=255),
     ("wgmma", 2): Comfort(160, maps=0.75, keys=1.0, turned=48, registers_asked=255),
-    ("tcgen05", 2): Comfort(140, maps=1.0, keys=1.0, turned=48, registers_asked=255),  # accumulators pass through registers whole
-    ("mfma", 2): Comfort(150, maps=1.0, keys=1.5, reads=1.75, warps=(4,)),  # eight warps halve the registers of a thread
+    ("tcgen05", 2): Comfort(
+        140, maps=1.0, keys=1.0, packed=24, turned=48, registers_asked=255
+    ),  # accumulators pass through registers whole
+    ("mfma", 2): Comfort(144, maps=1.0, keys=1.5, reads=1.75, warps=(4,)),  # eight warps halve the registers of a thread
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
     ("mma", 4): Comfort(
         80, maps=0.0, keys=0.25, chunks=5, loads=8, dense=13, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255
     ),
-    ("wgmma", 4): Comfort(100, chunks=5, dense=13, columns=64, most_stages=2),
+    ("wgmma", 4): Comfort(100, chunks=5, dense=13, columns=64, most_stages=2, registers_asked=255),
     ("tcgen05", 4): Comfort(
         50, maps=0.0, chunks=5, loads=8, warps=(4,), key_words=2048, query_words=3072, columns=32, most_stages=1, registers_asked=255
     ),
@@ -119,10 +124,16 @@ def registers_asked(body: Graph, target: Target) -> int | None:
     return None if plain and target.matrix == "wgmma" else comfort(body, target).registers_asked
 
 
-def _comfort_of(body: Graph, c: Configuration, target: Target) -> Comfort:
-    """As `comfort`, for a configuration: tiles of fewer rows than a warp group takes are multiplied as on earlier targets."""
-    few = target.matrix == "wgmma" and c.q_rows < 64
-    return comfort(body, replace(target, matrix="mma") if few else target)
+def _multiplying(c: Configuration, target: Target) -> Target:
+    """The target whose units multiply: tiles of fewer rows than a warp group takes go to those of earlier ones."""
+    return replace(target, matrix="mma") if target.matrix == "wgmma" and c.q_rows < 64 else target
+
+
+def _hard_to_turn(body: Graph, c: Configuration) -> bool:
+    """Whether queries are normed and turned by few threads, or in pairs whose number is no power of two."""
+    loads = loads_of(body, "q")
+    pairs = [len(n["turns"]) for n in loads if n.op is GraphOp.ROTATE and len(n["positions"]) > 1]
+    return len(loads) > 1 and (c.num_warps == 4 or any(n & (n - 1) for n in pairs))
 
 
 def configurations(body: Graph, target: Target, q_rows: int | None = None, k_rows: int | None = None) -> Iterator[Configuration]:
@@ -154,9 +165,12 @@ def unfit(body: Graph, c: Configuration, target: Target, demanded: bool = False)
 
 
 def _crowded(body: Graph, c: Configuration, target: Target) -> str:
-    limit = _comfort_of(body, c, target)
-    if c.num_warps == 4 and len(loads_of(body, "q")) > 1 and c.q_rows * widths(body)[0] >= limit.turned * 4 * target.warp:
-        return f"{c.q_rows * widths(body)[0]} elements to norm and turn spill in four warps"
+    units = _multiplying(c, target)
+    limit = comfort(body, units)
+    if _hard_to_turn(body, c) and c.q_rows * widths(body)[0] >= limit.turned * c.num_warps * target.warp:
+        return f"{c.q_rows * widths(body)[0]} elements to norm and turn in {c.num_warps} warps spill"
+    if (units.matrix, element_bytes(body)) == ("mma", 4) and gathers(body) and c.num_stages > 1:
+        return "float32 rows that are routed one by one spill in a pipeline"
     if c.k_rows * max(widths(body)) > limit.key_words and c.k_rows > 16:
         return f"a key tile of {c.k_rows * max(widths(body))} elements spills, {limit.key_words} do not"
     if c.q_rows * max(widths(body)) > limit.query_words and c.q_rows > 16:
@@ -249,7 +263,8 @@ def _weight_steps(body: Graph) -> int:
 
 def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     """32-bit registers of one thread that tiles take: scores, weights, accumulators, and queries where they stand in registers."""
-    limit = _comfort_of(body, c, target)
+    units = _multiplying(c, target)
+    limit = comfort(body, units)
     key_width, value_width = widths(body)
     size = element_bytes(body)
     scores = c.q_rows * c.k_rows
@@ -259,8 +274,10 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     if _dense_tables(body) and any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK)):
         words += scores  # what a partial tile's mask computes lives beside the table's offsets
     words += int(scores * limit.reads * _index_registers(body))
-    words += c.q_rows * key_width * size // 4 if target.matrix in ("mma", "mfma") else 0
+    words += c.q_rows * key_width * size // 4 if units.matrix in ("mma", "mfma") else 0
     parts = sum(width.bit_count() - 1 for width in (key_width, value_width) if width)
     addresses = limit.chunks * parts + limit.loads * bool(loads_of(body, "q")) + limit.dense * _dense_tables(body)
+    addresses += DESCRIPTORS * (units is not target)
+    addresses += limit.packed * any(n.get("packed") for n in body.find(GraphOp.GATE))
     keys = int(limit.keys * _key_registers(body, c, target) + limit.coordinates * _coordinate_registers(body, c))
     return words // (c.num_warps * target.warp) + keys + addresses

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from attncc.ir.expr import Expr, Op, const, nodes, variables
-from attncc.ir.graph import Graph, GraphOp, Node
+from attncc.ir.expr import Expr, Op, const, nodes
+from attncc.ir.graph import Graph, GraphOp, Node, gathers
 from attncc.passes.canonicalize import Band
 from attncc.passes.tiles import the_mask
 
@@ -32,11 +32,6 @@ def _form(body: Graph, mask: Node) -> str:
     if body.rank == 1 and mask["residual"] is const(True) and not any(map(_jumps, mask["bands"][0])):
         return "ranges"
     return "box" if gathers(body) and body.order == (1,) * body.rank else "lists"
-
-
-def gathers(body: Graph) -> bool:
-    """Whether rows are routed one by one, not head by head, so that the rows of a tile stand apart."""
-    return any(name.startswith("q") for n in body.find(GraphOp.ROUTE) for name in variables(n["rows"]))
 
 
 def _jumps(bound: Expr) -> bool:
