@@ -39,7 +39,8 @@ class Comfort:
     `keys` weighs values of keys and what a mask beside its bands computes, `coordinates` those of keys in grids of more than one axis,
     `reads` the indices by which maps read tables pair by pair. In registers, for addresses: `chunks` of each part of a row beyond its
     first power of two of columns, `loads` of queries that are normed or turned on their way, `dense` of a table with an entry a pair,
-    `packed` of a gate whose logits lie head by head in a row. `turned` bounds the columns that a thread of four warps may norm and turn.
+    `packed` of a gate whose logits lie head by head in a row, `gathered` of rows that are routed one by one. `turned` bounds the columns
+    that a thread may norm and turn where that is hard.
     `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
     is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
     """
@@ -53,6 +54,7 @@ class Comfort:
     loads: int = 0
     dense: int = 0
     packed: int = 0
+    gathered: int = 0
     turned: int = 1 << 30
     warps: tuple[int, ...] = (4, 8)
     key_words: int = 1 << 30
@@ -63,12 +65,12 @@ class Comfort:
 
 
 COMFORT = {
-    ("mma", 2): Comfort(160, keys=0.5, coordinates=1.0, chunks=12, loads=12, packed=24, turned=48, registers_asked=255),
-    ("wgmma", 2): Comfort(160, maps=0.75, keys=1.0, turned=48, registers_asked=255),
-    ("tcgen05", 2): Comfort(
-        140, maps=1.0, keys=1.0, packed=24, turned=48, registers_asked=255
-    ),  # accumulators pass through registers whole
-    ("mfma", 2): Comfort(144, maps=1.0, keys=1.5, reads=1.75, warps=(4,)),  # eight warps halve the registers of a thread
+    ("mma", 2): Comfort(160, keys=0.8, coordinates=1.0, chunks=14, loads=12, packed=24, turned=48, registers_asked=255),
+    ("wgmma", 2): Comfort(160, maps=0.75, keys=1.0, loads=12, gathered=32, turned=48, registers_asked=255),
+    # Accumulators pass through registers whole.
+    ("tcgen05", 2): Comfort(140, maps=1.0, keys=1.0, dense=40, packed=24, turned=40, registers_asked=255),
+    # Eight warps halve the registers of a thread.
+    ("mfma", 2): Comfort(144, maps=1.0, keys=1.5, reads=1.75, coordinates=2.0, chunks=8, loads=16, warps=(4,)),
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
     ("mma", 4): Comfort(
         80, maps=0.0, keys=0.25, chunks=5, loads=8, dense=13, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255
@@ -79,7 +81,7 @@ COMFORT = {
     ),
     ("mfma", 4): Comfort(80, maps=0.0, reads=1.5, warps=(4,), columns=64),
 }
-"""By matrix unit and element size; fitted to compiled kernels with and without score maps, head widths 64 and 128."""
+"""By matrix unit and element size; fitted to the compiled kernels of the covering array (`benchmarks.evidence`)."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,6 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     parts = sum(width.bit_count() - 1 for width in (key_width, value_width) if width)
     addresses = limit.chunks * parts + limit.loads * bool(loads_of(body, "q")) + limit.dense * _dense_tables(body)
     addresses += DESCRIPTORS * (units is not target)
-    addresses += limit.packed * any(n.get("packed") for n in body.find(GraphOp.GATE))
+    addresses += limit.packed * any(n.get("packed") for n in body.find(GraphOp.GATE)) + limit.gathered * gathers(body)
     keys = int(limit.keys * _key_registers(body, c, target) + limit.coordinates * _coordinate_registers(body, c))
     return words // (c.num_warps * target.warp) + keys + addresses
