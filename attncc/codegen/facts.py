@@ -30,7 +30,7 @@ class Chunk:
 
 
 def chunks(width: int, widest: int = 256) -> tuple[Chunk, ...]:
-    """A head's columns in descending powers of two, the last padded to 16: 96 = 64 + 32, 72 = 64 + 16 (8 valid)."""
+    """A head's columns in descending powers of two, the last padded to 16: 80 = 64 + 16, 72 = 64 + 16 (8 valid), 96 = 128 (32 idle)."""
     found, start = [], 0
     while start < width:
         left = width - start
