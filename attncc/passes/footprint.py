@@ -173,6 +173,8 @@ def _crowded(body: Graph, c: Configuration, target: Target) -> str:
         return f"{c.q_rows * widths(body)[0]} elements to norm and turn in {c.num_warps} warps spill"
     if (units.matrix, element_bytes(body)) == ("mma", 4) and gathers(body) and c.num_stages > 1:
         return "a pipeline spills float32 rows that are routed one by one"
+    if units.matrix == "tcgen05" and body.find(GraphOp.ROOT) and pair_tables(body) and c.num_stages > 2:
+        return "a third stage of a table's tiles spills beside a root"
     if c.k_rows * max(widths(body)) > limit.key_words and c.k_rows > 16:
         return f"a key tile of {c.k_rows * max(widths(body))} elements spills, {limit.key_words} do not"
     if c.q_rows * max(widths(body)) > limit.query_words and c.q_rows > 16:
