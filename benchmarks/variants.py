@@ -133,7 +133,7 @@ FACTORS = {
     "lengths": ["fixed", "open"],
 }
 LATER: Mapping[str, tuple[str, ...]] = {"mask": tuple(PADDED)}
-"""Values that joined their factors since the last whole run."""
+"""Values that joined their factors after a whole run: the rows of that run stay what they were."""
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 
 
