@@ -66,7 +66,7 @@ class Comfort:
 
 COMFORT = {
     ("mma", 2): Comfort(160, keys=0.8, coordinates=1.0, chunks=14, loads=12, packed=24, turned=48, registers_asked=255),
-    ("wgmma", 2): Comfort(160, maps=0.75, keys=1.0, loads=12, gathered=32, turned=48, registers_asked=255),
+    ("wgmma", 2): Comfort(160, maps=0.75, keys=1.3, gathered=44, turned=48, registers_asked=255),
     # Accumulators pass through registers whole.
     ("tcgen05", 2): Comfort(140, maps=1.0, keys=1.0, dense=40, packed=24, turned=40, registers_asked=255),
     # Eight warps halve the registers of a thread.
@@ -75,7 +75,7 @@ COMFORT = {
     ("mma", 4): Comfort(
         80, maps=0.0, keys=0.25, chunks=5, loads=8, dense=13, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255
     ),
-    ("wgmma", 4): Comfort(100, chunks=5, dense=13, columns=64, most_stages=2, registers_asked=255),
+    ("wgmma", 4): Comfort(104, keys=0.25, chunks=5, dense=13, columns=64, most_stages=2, registers_asked=255),
     ("tcgen05", 4): Comfort(
         50, maps=0.0, chunks=5, loads=8, warps=(4,), key_words=2048, query_words=3072, columns=32, most_stages=1, registers_asked=255
     ),
