@@ -39,8 +39,8 @@ class Comfort:
     `keys` weighs values of keys and what a mask beside its bands computes, `coordinates` those of keys in grids of more than one axis,
     `reads` the indices by which maps read tables pair by pair. In registers, for addresses: `chunks` of each part of a row beyond its
     first power of two of columns, `loads` of queries that are normed or turned on their way, `dense` of a table with an entry a pair,
-    `packed` of a gate whose logits lie head by head in a row, `gathered` of rows that are routed one by one. `turned` bounds the columns
-    that a thread may norm and turn where that is hard.
+    `packed` of a gate whose logits lie head by head in a row, `gathered` of rows that are routed one by one, beside a root. `turned`
+    bounds the columns that a thread may norm and turn where that is hard.
     `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
     is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
     """
@@ -282,6 +282,7 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     parts = sum(width.bit_count() - 1 for width in (key_width, value_width) if width)
     addresses = limit.chunks * parts + limit.loads * bool(loads_of(body, "q")) + limit.dense * _dense_tables(body)
     addresses += DESCRIPTORS * (units is not target)
-    addresses += limit.packed * any(n.get("packed") for n in body.find(GraphOp.GATE)) + limit.gathered * gathers(body)
+    addresses += limit.packed * any(n.get("packed") for n in body.find(GraphOp.GATE))
+    addresses += limit.gathered * (gathers(body) and bool(body.find(GraphOp.ROOT)))
     keys = int(limit.keys * _key_registers(body, c, target) + limit.coordinates * _coordinate_registers(body, c))
     return words // (c.num_warps * target.warp) + keys + addresses
