@@ -137,8 +137,8 @@ def _integral(x: Tensor) -> Tensor:
 
 
 def _bounded(mask: Mask) -> list[Mask]:
-    """Every part of a mask that some lengths do not fit. A window or prefix longer than the sequence holds all of it."""
-    return [*([mask] if mask.bounded else []), *(found for part in mask.parts for found in _bounded(part))]
+    """What of a mask some lengths do not fit; it speaks for its parts, on grids of their own. A window longer than the sequence fits."""
+    return [mask] if mask.bounded else [found for part in mask.parts for found in _bounded(part)]
 
 
 # ---- the registry ----------------------------------------------------------------------------------------------------------------

@@ -94,6 +94,13 @@ RUNTIME: tuple[Fault, ...] = (
         ("tests/runtime/test_kernels.py::test_a_plan_that_says_something_else_is_refused",),
     ),
     Fault(
+        "runtime: masks of the grids of a concatenation held to the lengths of the whole",
+        "attncc/runtime/program.py",
+        "[mask] if mask.bounded else [",
+        "([mask] if mask.bounded else []) + [",
+        ("tests/runtime/test_kernels.py::test_equals_the_oracle_in_float64[text, picture with a neighborhood]",),
+    ),
+    Fault(
         "blocked: masks of routed rows hide no key from the count",
         f"{BLOCKED}/block.py",
         "self.mask if self.mask.dtype is torch.bool else self.mask < 0",

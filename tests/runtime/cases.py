@@ -75,6 +75,13 @@ CASES: dict[str, tuple[Json, list[int]]] = {
         }),
         [],
     ),
+    "text, picture with a neighborhood": (
+        spec([31], mask={
+            "kind": "concatenation", "queries": [[7], [4, 6]],
+            "rules": [[CAUSAL, None], [CAUSAL, {"kind": "neighborhood", "window": [3, 5]}]],
+        }),
+        [],
+    ),
     "predicate": (spec([8, 9], mask={"kind": "predicate", "text": "(q0 - k1) // 2 % 3 != 1 and t[b, h, k] > 1"}), []),
     "nothing allowed": (spec([20], mask={"kind": "predicate", "text": "k < q - 100"}, outputs=WITH_LSE, gate={**GATE, "mode": "add"}), []),
     "softcap": (spec([40], scores=[{"kind": "scale", "value": -0.7}, {"kind": "softcap", "cap": 3.0}], mask=CAUSAL), []),
