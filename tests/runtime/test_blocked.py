@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ import attncc
 from attncc import AttentionSpec, masks, normalizers, scores
 from attncc.ir.expr import Expr, Kind, Op, Table, apply, clamp, load, var
 from attncc.runtime.blocked import attention, run_backward, run_forward
+from attncc.runtime.blocked.bands import AxisBand, BandPlan, plan_bands
 from attncc.runtime.blocked.formulas import _steady
 from attncc.runtime.blocked.problem import problem
+from attncc.runtime.blocked.rules import Rules
 from attncc.runtime.blocked.strips import head_chunks
 from attncc.runtime.blocked.workers import run_tasks
 from attncc.runtime.operands import Operands
@@ -165,6 +168,38 @@ def test_tasks_that_share_a_key_or_a_value_head_take_turns() -> None:
     turns = attention._turns(found, tasks, False)
     assert [turn._previous for turn in turns] == [None, *turns[:-1]]
     assert head_chunks(range(6), (6, 3, 2), 4) == [range(i, i + 1) for i in range(6)]
+
+
+@pytest.mark.parametrize("mask", [masks.Causal(), masks.Predicate(text="(q - k) * (q - k) < 90000 or k % 7 == 0")], ids=["bands", "lists"])
+def test_the_most_work_comes_first(mask: masks.Mask) -> None:
+    run = attncc.compile(AttentionSpec(tokens=(3000,), heads=2, head_dim=8, mask=mask), "cpu")
+    q, k, v = (torch.empty(1, 2, 3000, 8) for _ in range(3))
+    found = problem(run.plan.kernels[0], Operands(q, k, v, {}, (3000,), (3000,)))
+    pairs = [task.pairs for task in found.tasks(4)]
+    ((_, plan),) = found.plans
+    visited = plan.pairs() if isinstance(plan, BandPlan) else sum(len(e.tiles) for e in (plan.full, plan.partial)) * math.prod(plan.size)
+    assert len(pairs) > 2
+    assert pairs == sorted(pairs, reverse=True)
+    assert pairs[0] > pairs[-1]
+    assert 0.97 * 2 * visited <= sum(pairs) <= 2 * visited  # the last tile may have fewer rows
+
+
+def test_routed_rows_far_from_the_first_key() -> None:
+    """Their edges are numbers between keys, which float32 cannot tell apart at 30 million."""
+    draw = torch.Generator().manual_seed(3)
+    first = 30_000_000 + torch.randint(0, 9, (700,), generator=draw).cumsum(0)
+    last = first + torch.randint(-1, 400, (700,), generator=draw)  # some see no key
+    tokens = torch.randperm(700, generator=draw)[:333].sort().values
+    plan = replace(plan_bands([AxisBand(1 << 25, torch.stack([first, last])).rows(tokens)], (128,)), tokens=tokens)
+    rules = Rules(1.0, None, None, bounded=True, finite=True, like=torch.empty(0))
+    for tile in plan.axes[0]:
+        allowed = torch.ones(len(tile.q), len(tile.k), dtype=torch.bool)
+        for part in plan.parts((tile,), rules):
+            assert part.ceiling.isinf().all()
+            allowed[:, part.start : part.stop] &= ~part.hidden
+        mine, k = tokens[tile.q.start : tile.q.stop, None], torch.tensor(tile.k)
+        assert torch.equal(allowed, (k >= first[mine]) & (k <= last[mine]))
+    assert sum(len(tile.q) for tile in plan.axes[0]) == len(tokens)
 
 
 # ---- types and modes ---------------------------------------------------------------------------------------------------------------

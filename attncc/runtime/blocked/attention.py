@@ -44,14 +44,14 @@ class Problem:
         return next((plan.keys for _, plan in self.plans if isinstance(plan, TilePlan)), None)
 
     def tasks(self, workers: int) -> list[Task]:
-        """What can be computed independently (up to the key-side sums)."""
+        """What can be computed independently (up to the key-side sums), the most first: none of it is left to one worker in the end."""
         tasks: list[Task] = []
         for heads, plan in self.plans:
             if isinstance(plan, BandPlan):
                 tasks += plan_strips(plan, heads, self.heads, workers)
             else:
                 tasks += plan.runs(heads, self.heads, workers)
-        return tasks
+        return sorted(tasks, key=lambda task: -task.pairs)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Row tiles and key runs of a banded mask: what the blocked engine visits, and with which additive mask.
+"""Row tiles and key runs of a banded mask: what the blocked engine visits, and what masks their scores.
 
 A banded mask allows key `k` for query `q` iff, on every axis `a`, `lo[a][q_a] <= k_a <= hi[a][q_a]` and
 `k_a % step_a == q_a % step_a`. Causal, windows, neighborhoods (stride and dilation included), prefixes, sorted
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from attncc.runtime.blocked.block import Part
-from attncc.runtime.blocked.rules import Kept
+from attncc.runtime.blocked.rules import Kept, Rules
 
 Ints = npt.NDArray[np.int64]
 
@@ -28,20 +28,22 @@ OVERHEAD_PAIRS = 16384
 MIN_ROWS, MAX_ROWS = 64, 256
 # Key runs of routed rows, which begin and end anywhere, are widened to multiples of this: products of odd widths take half as long again.
 GRAIN = 64
+# Below it, float32 tells the middles between two keys apart.
+LARGEST_EXACT = 1 << 22
 
 
 @dataclass(frozen=True)
 class AxisBand:
     """One axis of a banded mask.
 
-    `bounds` [2, queries] (int64, on the CPU) holds every query coordinate's first and last allowed key; key runs of tiles begin and end
-    at multiples of `grain`.
+    `bounds` [2, queries] (int64, on the CPU) holds every query coordinate's first and last allowed key. Queries that are `scattered`
+    begin and end anywhere.
     """
 
     keys: int
     bounds: Tensor
     step: int = 1
-    grain: int = 1
+    scattered: bool = False
 
     @property
     def queries(self) -> int:
@@ -56,7 +58,7 @@ class AxisBand:
     def rows(self, tokens: Tensor) -> AxisBand:
         """The band of some queries [n] alone, in order."""
         chosen = self.bounds.numpy()[:, tokens.numpy()]  # of so few numbers, torch would make a parallel task
-        return AxisBand(self.keys, torch.from_numpy(chosen), self.step, GRAIN)
+        return AxisBand(self.keys, torch.from_numpy(chosen), self.step, scattered=True)
 
     @staticmethod
     def of_segments(ids: Tensor, key_ids: Tensor) -> AxisBand:
@@ -72,22 +74,21 @@ class AxisBand:
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """First and last key of every query of a tile, [2, queries], relative to its first column; equal bands of a plan are one object."""
+    """Which of some `columns` every query of a tile sees: those after its `left` edge and before its `right`, both [queries, 1].
 
-    bounds: npt.NDArray[np.int32]
-    width: int
+    Edges lie in the middle between two columns; None where no query has one. Equal bands of a plan are one object.
+    """
 
-    @property
-    def queries(self) -> int:
-        """How many queries."""
-        return len(self.bounds[0])
+    left: Tensor | None
+    right: Tensor | None
+    columns: range
 
 
 @dataclass(frozen=True, eq=False)
 class AxisTile:
     """Query coordinates of one tile on one axis, the key coordinates they need, and which columns need a mask.
 
-    `ends` lists the masked columns as (start, stop, band relative to start); empty if every query sees every key.
+    `ends` lists the masked columns as (start, stop, their band), counted from the first; empty if every query sees every key.
     """
 
     q: range
@@ -96,7 +97,9 @@ class AxisTile:
     ends: tuple[tuple[int, int, Band], ...]
 
 
-Seen = dict[tuple[bytes, int], Band]
+Seen = dict[tuple[bytes, bool, bool, int], Band]
+Bands = Callable[[int, int, range, bool, bool], Band]
+"""The band of queries [start, stop) among some columns: with left edges, with right ones."""
 
 
 def tile_axis(axis: AxisBand, size: int) -> list[AxisTile]:
@@ -113,26 +116,47 @@ def _tile_class(axis: AxisBand, residue: int, size: int, seen: Seen) -> list[Axi
     empty = lo > hi
     bounds = np.stack([np.where(empty, keys, lo), np.where(empty, -1, hi)])
     jumps = np.flatnonzero((np.abs(np.diff(bounds)) > max(size // 2, 1)).any(axis=0)) + 1
+    band, grain = (_views(bounds), GRAIN) if axis.scattered else (partial(_band, seen, bounds), 1)
     tiles = []
     for start, stop in _cuts(bounds, jumps.tolist(), size):
-        local = bounds[:, start:stop]
-        (low, most_low), (least_high, high) = ((int(x.min()), int(x.max())) for x in local)
-        first = low // axis.grain * axis.grain
-        width = max(min(-(-(high + 1) // axis.grain) * axis.grain, keys) - first, 0)
+        (low, most_low), (least_high, high) = ((int(x.min()), int(x.max())) for x in bounds[:, start:stop])
+        first = low // grain * grain
+        end = max(min(-(-(high + 1) // grain) * grain, keys), first)
         q = range(residue + start * step, residue + stop * step, step)
-        k = range(residue + first * step, residue + (first + width) * step, step)
-        left, right = most_low - first, least_high + 1 - first
-        cuts = [(0, left), (right, width)] if left < right else [(0, width)]
-        ends = tuple((a, b, _band(local - first, a, b, seen)) for a, b in cuts if a < b)
-        tiles.append(AxisTile(q, k, _band(local - first, 0, width, seen), ends))
+        k = range(residue + first * step, residue + end * step, step)
+        left, right = most_low, least_high + 1
+        cuts = [(first, left, True, False), (right, end, False, True)] if left < right else [(first, end, True, True)]
+        ends = tuple((a - first, b - first, band(start, stop, range(a, b), *edges)) for a, b, *edges in cuts if a < b)
+        tiles.append(AxisTile(q, k, band(start, stop, range(first, end), True, True), ends))
     return tiles
 
 
-def _band(bounds: Ints, start: int, stop: int, seen: Seen) -> Band:
-    """The band relative to the key columns [start, stop), clipped to them so that equal patterns are found equal."""
-    width = stop - start
-    clipped = (bounds - start).clip(-1, width).astype(np.int32)
-    return seen.setdefault((clipped.tobytes(), width), Band(clipped, width))
+def _band(seen: Seen, bounds: Ints, start: int, stop: int, columns: range, left: bool, right: bool) -> Band:
+    """A band relative to its columns and clipped to them, so that equal patterns are found equal."""
+    width = len(columns)
+    clipped = np.minimum(np.maximum(bounds[:, start:stop] - columns.start, -1), width)
+    key = (clipped.tobytes(), left, right, width)
+    if key not in seen:
+        first, last = _edges(clipped)
+        seen[key] = Band(first if left else None, last if right else None, range(width))
+    return seen[key]
+
+
+def _views(bounds: Ints) -> Bands:
+    """Bands of queries no two tiles of which are alike: as they are."""
+    first, last = _edges(bounds)
+
+    def band(start: int, stop: int, columns: range, left: bool, right: bool) -> Band:
+        return Band(first[start:stop] if left else None, last[start:stop] if right else None, columns)
+
+    return band
+
+
+def _edges(bounds: Ints) -> Sequence[Tensor]:
+    """Left and right edges, [queries, 1], of first and last columns [2, queries]."""
+    exact = np.float32 if bounds.max(initial=0) < LARGEST_EXACT else np.float64
+    found: Tensor = torch.from_numpy((bounds + np.array([[-0.5], [0.5]])).astype(exact))[:, :, None]
+    return found.unbind()
 
 
 def _cuts(bounds: Ints, jumps: list[int], size: int) -> list[tuple[int, int]]:
@@ -203,7 +227,7 @@ def _axis_cost(axis: AxisBand, size: int) -> tuple[int, int]:
 
 @dataclass
 class BandPlan:
-    """Tiles of every axis and the additive masks made so far; static masks keep their plan between calls.
+    """Tiles of every axis and the ceilings of scores made so far; static masks keep their plan between calls.
 
     `tokens` [queries] are those of routed rows, on a grid of one axis: query i of the plan is token `tokens[i]`.
     """
@@ -213,7 +237,7 @@ class BandPlan:
     axes: list[list[AxisTile]]
     tokens: Tensor | None = None
     masks: Kept = field(default_factory=Kept)
-    bounds: dict[tuple[Band, torch.device], Tensor] = field(default_factory=dict)
+    edges: dict[tuple[Band, torch.device], list[Tensor | None]] = field(default_factory=dict)
 
     def pairs(self) -> int:
         """Query-key pairs the engine computes, masked ones included."""
@@ -232,43 +256,56 @@ class BandPlan:
             classes.setdefault(tile.q.start % self.step, []).append(tile)
         return list(classes.values())
 
-    def parts(self, tiles: tuple[AxisTile, ...], like: Tensor) -> list[Part]:
-        """The masked columns of the block of `tiles` (one an axis), on the device and in the dtype of `like`."""
+    def parts(self, tiles: tuple[AxisTile, ...], rules: Rules) -> list[Part]:
+        """The masked columns of the block of `tiles`, one an axis; of routed rows until this thread asks for the next block's."""
         head, rest = tiles[0], tiles[1:]
         width = math.prod(len(t.k) for t in rest)
         if any(t.ends for t in rest):
-            return [Part(0, len(head.k) * width, self._mask(tuple(t.band for t in tiles), like))] if head.k else []
+            return [Part(0, len(head.k) * width, self._ceiling(tuple(t.band for t in tiles), rules))] if head.k else []
         bands = tuple(t.band for t in rest)
-        return [Part(a * width, b * width, self._mask((band, *bands), like)) for a, b, band in head.ends]
+        return [Part(a * width, b * width, self._ceiling((band, *bands), rules, a)) for a, b, band in head.ends]
 
-    def _mask(self, bands: tuple[Band, ...], like: Tensor) -> Tensor:
-        if self.tokens is not None:  # no two tiles of routed rows have the same mask: what is used once is not made to be added
-            return ~self._allowed(bands[0], like.device)
-        return self.masks((*bands, like.dtype, like.device), like.device, lambda: self._additive(bands, like))
+    def _ceiling(self, bands: tuple[Band, ...], rules: Rules, start: int = 0) -> Tensor:
+        """inf where every axis allows the pair, else -inf; [product of queries, product of keys], row-major on both sides."""
+        like = rules.like
+        if self.tokens is not None:  # no two tiles of routed rows have the same one
+            return self._of_axis(bands[0], rules.scratch(f"ceiling from {start > 0}", _shape(bands[0])))
+        return self.masks((*bands, like.dtype, like.device), like.device, lambda: self._of_axes(bands, like))
 
-    def _additive(self, bands: Sequence[Band], like: Tensor) -> Tensor:
-        """0 where every axis allows the pair, else -inf; [product of queries, product of keys], row-major on both sides."""
+    def _of_axes(self, bands: Sequence[Band], like: Tensor) -> Tensor:
+        """The ceiling that some axes make together."""
         rank, terms = len(bands), []
-        for a, band in enumerate(bands):
+        for a, (band, (rows, width)) in enumerate(zip(bands, map(_shape, bands))):
             shape = [1] * (2 * rank)
-            shape[a], shape[rank + a] = band.queries, band.width
-            terms.append(self._allowed(band, like.device).view(shape))
-        allowed = reduce(torch.logical_and, terms)
-        zero, minus = (torch.full((), x, dtype=like.dtype, device=like.device) for x in (0.0, -math.inf))
-        return torch.where(allowed, zero, minus).reshape(math.prod(band.queries for band in bands), -1)
+            shape[a], shape[rank + a] = rows, width
+            terms.append(self._of_axis(band, like.new_empty(rows, width)).view(shape))
+        return reduce(torch.minimum, terms).reshape(math.prod(_shape(band)[0] for band in bands), -1)
 
-    def _allowed(self, band: Band, device: torch.device) -> Tensor:
-        """Which columns every query sees, [queries, width]; 32 bits are compared many at a time."""
-        bound, column = self._bounds(band, device), torch.arange(band.width, device=device, dtype=torch.int32)
-        if band.bounds[0].max() <= 0:
-            return column <= bound[1]
-        return (column >= bound[0]) & (column <= bound[1])
+    def _of_axis(self, band: Band, out: Tensor) -> Tensor:
+        """Fill `out` [queries, width] with the ceiling of one axis: inf times how far a column lies within the edges."""
+        left, right = self._on_device(band, out.device)
+        dtype = next((x.dtype for x in (left, right) if x is not None), out.dtype)
+        column = torch.arange(band.columns.start, band.columns.stop, dtype=dtype, device=out.device)
+        if left is not None and right is not None:
+            torch.minimum(column - left, right - column, out=out)
+        elif left is not None:
+            torch.sub(column, left, out=out)
+        elif right is not None:
+            torch.sub(right, column, out=out)
+        return out.mul_(math.inf)
 
-    def _bounds(self, band: Band, device: torch.device) -> Tensor:
-        """First and last key of every query, [2, queries, 1], copied to a device once."""
-        if (band, device) not in self.bounds:
-            self.bounds[band, device] = torch.from_numpy(band.bounds).to(device)[:, :, None]
-        return self.bounds[band, device]
+    def _on_device(self, band: Band, device: torch.device) -> list[Tensor | None]:
+        """The edges of a band, copied to a device once."""
+        if device.type == "cpu":
+            return [band.left, band.right]
+        if (band, device) not in self.edges:
+            self.edges[band, device] = [None if x is None else x.to(device) for x in (band.left, band.right)]
+        return self.edges[band, device]
+
+
+def _shape(band: Band) -> tuple[int, int]:
+    """Queries and columns."""
+    return next(len(x) for x in (band.left, band.right) if x is not None), len(band.columns)
 
 
 def plan_bands(axes: Sequence[AxisBand], tile: Sequence[int] | None = None, heads: int = 4) -> BandPlan:

@@ -20,16 +20,16 @@ LEAST_EXPONENT = -120.0
 
 
 class Part(NamedTuple):
-    """Columns [start, stop) of a block and the mask they need, broadcast over heads: additive (0 or -inf), or True where masked."""
+    """Columns [start, stop) of a block with what their scores may be at most, broadcast over heads: inf, or -inf where masked."""
 
     start: int
     stop: int
-    mask: Tensor
+    ceiling: Tensor
 
     @property
     def hidden(self) -> Tensor:
         """True where masked."""
-        return self.mask if self.mask.dtype is torch.bool else self.mask < 0
+        return self.ceiling < 0
 
 
 class Piece(NamedTuple):
@@ -158,8 +158,8 @@ def _mask(rules: Rules, s: Tensor, piece: Piece, value: float) -> None:
     """Put -inf, or another `value`, where the mask says so. A NaN or infinite score has to be replaced."""
     for part in piece.parts:
         scores = s[..., part.start : part.stop]
-        if part.mask.dtype is not torch.bool and rules.finite and value == -math.inf:
-            scores.add_(part.mask)
+        if rules.finite and value == -math.inf:
+            torch.minimum(scores, part.ceiling, out=scores)  # many times as fast as to fill where a mask of bits says so
         else:
             scores.masked_fill_(part.hidden, value)
 

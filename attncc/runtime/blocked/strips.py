@@ -60,6 +60,11 @@ class Strip:
     tiles: Sequence[AxisTile]
     rest: tuple[AxisTile, ...]
 
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs that it computes."""
+        return len(self.heads) * math.prod(len(t.q) * len(t.k) for t in self.rest) * sum(len(t.q) * len(t.k) for t in self.tiles)
+
     def rows(self) -> tuple[slice, ...]:
         """Index of the strip's queries into [B * Hq, *grid, width]."""
         axis0 = slice(self.tiles[0].q.start, self.tiles[-1].q.stop, self.plan.step)
@@ -168,7 +173,7 @@ class LoadedStrip:
             start = (tile.q.start - tiles[0].q.start) // step * self.row_width
             rows = {name: x.narrow(1, start, len(tile.q) * self.row_width) for name, x in self.rows.items()}
             first, columns = (tile.k.start - first_key) // step * self.key_width, len(tile.k) * self.key_width
-            parts = self.strip.plan.parts((tile, *self.strip.rest), self.rules.like)
+            parts = self.strip.plan.parts((tile, *self.strip.rest), self.rules)
             most = max(BLOCK_SCORES // (len(self.strip.heads) * len(tile.q) * self.row_width), 1)
             count = -(-columns // most)
             cuts = [columns * i // count for i in range(count + 1)] if count else []
@@ -197,7 +202,7 @@ class LoadedStrip:
 def _clip(parts: list[Part], a: int, b: int) -> list[Part]:
     """The parts within columns [a, b), relative to a."""
     return [
-        Part(max(p.start, a) - a, min(p.stop, b) - a, p.mask[:, max(a - p.start, 0) : b - p.start])
+        Part(max(p.start, a) - a, min(p.stop, b) - a, p.ceiling[:, max(a - p.start, 0) : b - p.start])
         for p in parts
         if p.start < b and p.stop > a
     ]

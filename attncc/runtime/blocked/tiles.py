@@ -149,6 +149,11 @@ class TileRun:
     full: int
     name: tuple[int, int]
 
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs that it computes."""
+        return len(self.heads) * self.tokens.numel() * self.columns.shape[1] * self.plan.size[1]
+
     def load(self, rules: Rules, operands: HeadTensors) -> LoadedRun:
         """Gather the rows."""
         return LoadedRun(rules, self, operands)
@@ -251,7 +256,7 @@ class LoadedRun:
     def _mask(self, mask: TileMask, columns: Tensor, heads: range) -> Tensor:
         valid = self.run.plan.keys.valid[columns].flatten(1)[:, None, None, :]
         allowed = mask.allowed(self._where(columns, heads)) & valid
-        return torch.full(allowed.shape, -math.inf, dtype=self.rules.dtype, device=allowed.device).masked_fill_(allowed, 0.0)
+        return torch.full(allowed.shape, -math.inf, dtype=self.rules.dtype, device=allowed.device).masked_fill_(allowed, math.inf)
 
     def _where(self, columns: Tensor, heads: range) -> Where:
         """Heads [key heads, 1, group, 1, 1], rows [tiles, 1, queries, 1] and keys [tiles, 1, 1, columns]."""
