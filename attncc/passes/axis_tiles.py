@@ -12,8 +12,8 @@ from attncc.ir.values import Env, evaluate_all
 from attncc.passes.canonicalize import Band
 
 Ints = npt.NDArray[np.int64]
-CHUNK = 1 << 16
-"""Rows evaluated at once: keeps the working set in cache whatever the length."""
+CHUNK = 1 << 14
+"""Rows evaluated at once: keeps the working set in cache whatever the length, and arrays so small that no new pages are asked for."""
 FAR = np.int64(1) << 40
 """Beyond every key."""
 
@@ -67,7 +67,7 @@ def _class_ranges(band: Band, env: Env, row: str, length: int, tiles: int, q_til
     for begin in range(0, length, step):
         end = min(begin + step, length)
         low, high = _rows(band, {**env, row: np.arange(begin, end)}, end - begin)
-        pairs += int(np.maximum(high - low + 1, 0).sum())
+        pairs += int(np.maximum(high - low, -1).sum()) + end - begin
         chunk, chunk_gaps = _ranges(low, high, q_tile, k_tile)
         gaps = gaps or chunk_gaps
         for out, values in zip(ranges, chunk):
@@ -100,8 +100,11 @@ def _ranges(low: Ints, high: Ints, q_tile: int, k_tile: int) -> tuple[tuple[Ints
 
 def _has_gaps(low: Ints, high: Ints, empty: npt.NDArray[np.bool_], q_tile: int) -> bool:
     """Whether bands of successive rows of a tile fail to touch: only then can a visited range hold an empty tile."""
-    tile = np.arange(len(low)) // q_tile
+    lasts: Ints | slice = slice(q_tile - 1, None, q_tile)
     if empty.any():
-        low, high, tile = low[~empty], high[~empty], tile[~empty]
-    apart = (low[1:] > high[:-1] + 1) | (low[:-1] > high[1:] + 1)
-    return bool((apart & (tile[1:] == tile[:-1])).any())
+        low, high, row = low[~empty], high[~empty], np.flatnonzero(~empty)
+        lasts = np.flatnonzero(np.diff(row // q_tile))
+    apart = low[1:] - 1 > high[:-1]
+    apart |= high[1:] < low[:-1] - 1
+    apart[lasts] = False  # its successor is a row of the next tile
+    return bool(apart.any())
