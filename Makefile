@@ -5,7 +5,7 @@ WORKERS ?= 2
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip -qq --disable-pip-version-check --no-input
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -n $(WORKERS) --dist worksteal
 NATIVE := env -u TRITON_INTERPRET
 MADE   := $(VENV)/.made
 TORCH  := $(VENV)/.torch

@@ -160,7 +160,7 @@ CASES: dict[str, tuple[Json, list[int]]] = {
         [],
     ),
     "sparsemax": (
-        spec([None, 7], normalizer={"kind": "entmax", "alpha": 2.0, "sweeps": 8}, mask=SEGMENTS, heads=4, key_heads=2,
+        spec([None, 4], normalizer={"kind": "entmax", "alpha": 2.0, "sweeps": 8}, mask=SEGMENTS, heads=4, key_heads=2,
              scores=[{"kind": "scale", "value": -2.5}, {"kind": "relative_bias", "extent": [2, 3]}]),
         [6],
     ),
