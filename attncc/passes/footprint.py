@@ -41,8 +41,9 @@ class Comfort:
     first power of two of columns, `loads` of queries that are normed or turned on their way, `dense` of a table with an entry a pair,
     `packed` of a gate whose logits lie head by head in a row, `gathered` of rows that are routed one by one, beside a root. `turned`
     bounds the columns that a thread may norm and turn where that is hard.
-    `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. `registers_asked`
-    is demanded of the assembler, which left alone keeps a few registers on the stack around the loops to let a second block in.
+    `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. Pipelines
+    have at most `most_stages`, of rows routed one by one `gathered_stages`, of a table's tiles beside a root `root_stages`.
+    `registers_asked` is demanded of the assembler, which left alone keeps a few on the stack around the loops to let a second block in.
     """
 
     registers: int
@@ -61,6 +62,8 @@ class Comfort:
     query_words: int = 1 << 30
     columns: int = 256
     most_stages: int = 3
+    gathered_stages: int = 3
+    root_stages: int = 3
     registers_asked: int | None = None
 
 
@@ -68,12 +71,23 @@ COMFORT = {
     ("mma", 2): Comfort(160, keys=0.8, coordinates=1.0, chunks=14, loads=12, packed=24, turned=48, registers_asked=255),
     ("wgmma", 2): Comfort(160, maps=0.75, keys=1.3, gathered=44, turned=48, registers_asked=255),
     # Accumulators pass through registers whole.
-    ("tcgen05", 2): Comfort(140, maps=1.0, keys=1.0, dense=40, packed=24, turned=40, registers_asked=255),
+    ("tcgen05", 2): Comfort(140, maps=1.0, keys=1.0, dense=40, packed=24, turned=40, root_stages=2, registers_asked=255),
     # Eight warps halve the registers of a thread.
     ("mfma", 2): Comfort(144, maps=1.0, keys=1.5, reads=1.75, coordinates=2.0, chunks=8, loads=16, warps=(4,)),
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
     ("mma", 4): Comfort(
-        80, maps=0.0, keys=0.25, chunks=5, loads=8, dense=13, warps=(4,), key_words=2048, columns=64, most_stages=2, registers_asked=255
+        80,
+        maps=0.0,
+        keys=0.25,
+        chunks=5,
+        loads=8,
+        dense=13,
+        warps=(4,),
+        key_words=2048,
+        columns=64,
+        most_stages=2,
+        gathered_stages=1,
+        registers_asked=255,
     ),
     ("wgmma", 4): Comfort(104, keys=0.25, chunks=5, dense=13, columns=64, most_stages=2, registers_asked=255),
     ("tcgen05", 4): Comfort(
@@ -171,10 +185,10 @@ def _crowded(body: Graph, c: Configuration, target: Target) -> str:
     limit = comfort(body, units)
     if _hard_to_turn(body, c) and c.q_rows * widths(body)[0] >= limit.turned * c.num_warps * target.warp:
         return f"{c.q_rows * widths(body)[0]} elements to norm and turn in {c.num_warps} warps spill"
-    if (units.matrix, element_bytes(body)) == ("mma", 4) and gathers(body) and c.num_stages > 1:
-        return "a pipeline spills float32 rows that are routed one by one"
-    if units.matrix == "tcgen05" and body.find(GraphOp.ROOT) and pair_tables(body) and c.num_stages > 2:
-        return "a third stage of a table's tiles spills beside a root"
+    if gathers(body) and c.num_stages > limit.gathered_stages:
+        return "a pipeline spills beside rows that are routed one by one"
+    if body.find(GraphOp.ROOT) and pair_tables(body) and c.num_stages > limit.root_stages:
+        return f"stage {c.num_stages} of a table's tiles spills beside a root"
     if c.k_rows * max(widths(body)) > limit.key_words and c.k_rows > 16:
         return f"a key tile of {c.k_rows * max(widths(body))} elements spills, {limit.key_words} do not"
     if c.q_rows * max(widths(body)) > limit.query_words and c.q_rows > 16:
