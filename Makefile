@@ -15,7 +15,7 @@ OLDER  := build/triton-3.6.0
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check lint types format setup clean test-unit test-interpreter test-aot test-aot-older evidence bench-cpu bench-analysis bench-simulator bench-seeds bench-gpu docs faults
+.PHONY: help demo test check lint types format setup clean test-unit test-interpreter test-aot test-aot-older evidence bench-cpu bench-routing bench-analysis bench-simulator bench-seeds bench-gpu docs faults
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ evidence: $(READY) ## Compile the whole covering array for every target; done wo
 
 bench-cpu: $(READY) ## Time the CPU backend against its tile bound, SDPA and FlexAttention
 	@$(NATIVE) $(PY) -m benchmarks.cpu
+
+bench-routing: $(READY) ## Time head routing on the CPU beside all heads
+	@$(NATIVE) $(PY) -m benchmarks.routing
 
 bench-analysis: $(READY) ## Time block-mask analysis beside create_block_mask
 	@$(NATIVE) $(PY) -m benchmarks.analysis
