@@ -188,10 +188,11 @@ def test_table_says_what_the_report_says() -> None:
     from rich.console import Console
 
     out = Console(file=StringIO(), width=120)
-    out.print(simulate(neighborhood([256, 256], [80, 80], [1, 1]), "h100", (16, 8), (16, 8)))
-    text = out.file.getvalue()  # type: ignore[attr-defined]
-    for part in ("10.24×", "7.51×", "34,884 of 262,144", "17,284 full, 17,600 partial", "dense attention, same tiles"):
-        assert part in text
+    report = simulate(neighborhood([256, 256], [80, 80], [1, 1]), "h100", (16, 8), (16, 8))
+    out.print(report)
+    for text in (out.file.getvalue(), str(report)):  # type: ignore[attr-defined]
+        for part in ("10.24×", "7.51×", "34,884 of 262,144", "17,284 full, 17,600 partial", "dense attention, same tiles"):
+            assert part in text
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------------------

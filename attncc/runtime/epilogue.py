@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attncc.ir.arrays import torch_arrays
 from attncc.ir.derivatives import derivative
-from attncc.ir.expr import Kind, var
+from attncc.ir.expr import Expr, Kind, Op, var, variables
 from attncc.ir.graph import Graph, GraphOp, Node, logit_share
 from attncc.ir.values import evaluate, evaluate_all
 from attncc.runtime.blocked.formulas import Env, reads, scatter
@@ -35,17 +35,21 @@ class Epilogue:
     def __bool__(self) -> bool:
         return bool(self.steps)
 
-    def apply(self, rows: Tensor, logits: Logits, graph: Graph, operands: Operands) -> Tensor:
-        """The output, in the type of `rows` `[B, H, N, Dv]`; `logits` are those of the gates, by name."""
-        *_, last = self._chain(rows, logits, row_env(graph, operands), operands.compute)
+    def apply(self, rows: Tensor, logits: Logits, graph: Graph, operands: Operands, overwrite: bool = False) -> Tensor:
+        """The output, in the type of `rows` `[B, H, N, Dv]`, perhaps in their place; `logits` are those of the gates, by name."""
+        *_, last = self._chain(rows, logits, row_env(graph, operands), operands.compute, overwrite)
         return last.to(rows.dtype)
 
-    def _chain(self, rows: Tensor, logits: Logits, env: Env, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The rows, and what each step makes of them."""
+    def _chain(self, rows: Tensor, logits: Logits, env: Env, dtype: torch.dtype, overwrite: bool = False) -> Iterator[Tensor]:
+        """The rows, and what each step makes of them; those before it may be gone where it is free to `overwrite` them."""
         o = rows.to(dtype)
         yield o
         for step in self.steps:
-            o = evaluate(step["value"], {**env, **_read(step, logits, o), "o": o}, torch_arrays(dtype))
+            given, factor = {**env, **_read(step, logits, o)}, _factor(step["value"]) if overwrite else None
+            if factor is not None:
+                o = o.mul_(evaluate(factor, given, torch_arrays(dtype)))  # new memory would take longer than the product
+            else:
+                o = evaluate(step["value"], {**given, "o": o}, torch_arrays(dtype))
             yield o
 
     def gradients(self, rows: Tensor, logits: Logits, graph: Graph, operands: Operands, grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -68,6 +72,14 @@ class Epilogue:
                 scatter(total, evaluate_all(leaf.args, env, arrays), grad * slope)
             grad = grad * by_row
         return grad.to(rows.dtype), {name: x if name in logits else x.to(operands.tables[name].dtype) for name, x in found.items()}
+
+
+def _factor(value: Expr) -> Expr | None:
+    """What a formula multiplies the row by; None where it does something else."""
+    if value.op is not Op.MUL or _O not in value.args:
+        return None
+    (factor,) = (x for i, x in enumerate(value.args) if i != value.args.index(_O))
+    return None if "o" in variables(factor) else factor
 
 
 def _read(step: Node, logits: Logits, rows: Tensor) -> dict[str, Tensor]:

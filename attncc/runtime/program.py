@@ -203,7 +203,7 @@ def forward(program: Program, operands: Operands, logits: Mapping[str, Tensor], 
     if program.engine(out.device) == "triton":
         return out, _launched(program, operands, logits, out, lse), kept
     rows, row_lse = blocked.run_forward(program.kernel, operands)
-    result = program.epilogue.apply(rows, logits, program.kernel.graph, operands) if program.epilogue else rows
+    result = program.epilogue.apply(rows, logits, program.kernel.graph, operands, not kept.numel()) if program.epilogue else rows
     if (result.dtype, result.stride()) != (out.dtype, out.stride()):
         result = out.copy_(result)
     return result, lse if row_lse is None else row_lse, kept if not kept.numel() else rows

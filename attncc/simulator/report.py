@@ -121,14 +121,21 @@ class SpeedupReport(BaseModel):
         """The report as a rich table: `rich.print(report.table())`, or the report itself."""
         from rich.table import Table
 
-        title = f"{_grid(self.tokens)} tokens, tiles {_grid(self.q_tile)} by {_grid(self.k_tile)}, {self.target}"
-        table = Table(title=title, caption=f"baseline: {self.baseline}", title_justify="left", caption_justify="left", min_width=60)
+        table = Table(title=self._title(), caption=f"baseline: {self.baseline}", title_justify="left", caption_justify="left", min_width=60)
         table.add_column("level")
         table.add_column("speedup", justify="right")
         table.add_column("what it counts")
         for row in self._rows():
             table.add_row(*row)
         return table
+
+    def __str__(self) -> str:
+        """The same in plain lines."""
+        lines = [f"{level:<12}{factor:>8}  {what}" for level, factor, what in self._rows()]
+        return "\n".join([self._title(), *lines, f"baseline: {self.baseline}"])
+
+    def _title(self) -> str:
+        return f"{_grid(self.tokens)} tokens, tiles {_grid(self.q_tile)} by {_grid(self.k_tile)}, {self.target}"
 
     def _rows(self) -> list[tuple[str, str, str]]:
         tiles = self.tiles

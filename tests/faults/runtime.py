@@ -94,6 +94,13 @@ RUNTIME: tuple[Fault, ...] = (
         ("tests/runtime/test_kernels.py::test_a_plan_that_says_something_else_is_refused",),
     ),
     Fault(
+        "runtime: rows overwritten that the backward pass needs",
+        "attncc/runtime/program.py",
+        "operands, not kept.numel())",
+        "operands, True)",
+        ("tests/runtime/test_gates.py::test_rows_are_overwritten_only_where_nobody_needs_them",),
+    ),
+    Fault(
         "runtime: masks of the grids of a concatenation held to the lengths of the whole",
         "attncc/runtime/program.py",
         "[mask] if mask.bounded else [",

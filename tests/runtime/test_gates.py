@@ -10,6 +10,7 @@ import torch
 import attncc
 from attncc import AttentionSpec, gates, masks
 from attncc.errors import InputError
+from tests.runtime.cases import CASES, Case, gradients
 
 SIZES: dict[str, Any] = {"tokens": (6,), "key_tokens": (4,), "heads": 4, "key_heads": 2, "head_dim": 3, "value_dim": 5, "dtype": "float32"}
 
@@ -18,6 +19,24 @@ def kernel(gate: gates.Output | None, **fields: Any) -> attncc.Kernel:
     """Six queries, four keys: the first two see none."""
     spec = AttentionSpec(**{**SIZES, "mask": masks.Causal(align="bottom_right"), "gate": gate, **fields})
     return attncc.compile(spec, "cpu")
+
+
+FOLLOWED = [name for name, (json, _) in CASES.items() if {"gate", "addend", "routing"} & json.keys()]
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_rows_are_overwritten_only_where_nobody_needs_them(name: str, poisoned: None) -> None:
+    case = Case(name, torch.float64)
+    before = [x.clone() for x in (case.q, case.k, case.v, *case.inputs.values())]
+    alone = case.run()
+    assert all(map(torch.equal, before, (case.q, case.k, case.v, *case.inputs.values())))
+    leaves, want = case.leaves, case.oracle()
+    trained = case.run()
+    theirs, ours = gradients(want, leaves), gradients(trained, leaves)
+    for output, value in trained.items():
+        assert torch.equal(alone[output], value.detach())
+    for leaf in leaves:
+        torch.testing.assert_close(ours[leaf], theirs[leaf], rtol=1e-9, atol=1e-9)
 
 
 def tensors() -> tuple[torch.Tensor, ...]:

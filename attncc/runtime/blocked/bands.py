@@ -118,17 +118,23 @@ def _tile_class(axis: AxisBand, residue: int, size: int, seen: Seen) -> list[Axi
     jumps = np.flatnonzero((np.abs(np.diff(bounds)) > max(size // 2, 1)).any(axis=0)) + 1
     band, grain = (_views(bounds), GRAIN) if axis.scattered else (partial(_band, seen, bounds), 1)
     tiles = []
-    for start, stop in _cuts(bounds, jumps.tolist(), size):
-        (low, most_low), (least_high, high) = ((int(x.min()), int(x.max())) for x in bounds[:, start:stop])
+    cuts = _cuts(bounds, jumps.tolist(), size)
+    for (start, stop), (low, most_low, least_high, high) in zip(cuts, _extremes(bounds, [start for start, _ in cuts])):
         first = low // grain * grain
         end = max(min(-(-(high + 1) // grain) * grain, keys), first)
         q = range(residue + start * step, residue + stop * step, step)
         k = range(residue + first * step, residue + end * step, step)
         left, right = most_low, least_high + 1
-        cuts = [(first, left, True, False), (right, end, False, True)] if left < right else [(first, end, True, True)]
-        ends = tuple((a - first, b - first, band(start, stop, range(a, b), *edges)) for a, b, *edges in cuts if a < b)
+        masked = [(first, left, True, False), (right, end, False, True)] if left < right else [(first, end, True, True)]
+        ends = tuple((a - first, b - first, band(start, stop, range(a, b), *edges)) for a, b, *edges in masked if a < b)
         tiles.append(AxisTile(q, k, band(start, stop, range(first, end), True, True), ends))
     return tiles
+
+
+def _extremes(bounds: Ints, starts: list[int]) -> list[list[int]]:
+    """Least and greatest first key, least and greatest last key of the queries from each start to the next."""
+    found: list[list[int]] = np.stack([end.reduceat(x, starts) for x in bounds for end in (np.minimum, np.maximum)], axis=1).tolist()
+    return found
 
 
 def _band(seen: Seen, bounds: Ints, start: int, stop: int, columns: range, left: bool, right: bool) -> Band:
