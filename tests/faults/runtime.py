@@ -131,8 +131,8 @@ RUNTIME: tuple[Fault, ...] = (
     Fault(
         "blocked: keys that fill up a tile count",
         f"{BLOCKED}/tiles.py",
-        "allowed = mask.allowed(self._where(columns, heads)) & valid",
-        "allowed = mask.allowed(self._where(columns, heads)) & torch.ones_like(valid)",
+        "return allowed if keys.full and every_column else",
+        "return allowed if every_column else",
         (RANDOM,),
     ),
     Fault(

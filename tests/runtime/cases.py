@@ -83,6 +83,10 @@ CASES: dict[str, tuple[Json, list[int]]] = {
         [],
     ),
     "predicate": (spec([8, 9], mask={"kind": "predicate", "text": "(q0 - k1) // 2 % 3 != 1 and t[b, h, k] > 1"}), []),
+    "rows alone, over their keys": (
+        spec([64], mask={"kind": "predicate", "text": "q * q % 5 != 1"}, normalizer={"kind": "relu", "divisor": "allowed"}),
+        [],
+    ),
     "nothing allowed": (spec([20], mask={"kind": "predicate", "text": "k < q - 100"}, outputs=WITH_LSE, gate={**GATE, "mode": "add"}), []),
     "softcap": (spec([40], scores=[{"kind": "scale", "value": -0.7}, {"kind": "softcap", "cap": 3.0}], mask=CAUSAL), []),
     "alibi": (spec([None], scores=[{"kind": "alibi", "slopes": None, "trainable": False}], heads=3, mask=CAUSAL), [40]),

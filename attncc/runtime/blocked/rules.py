@@ -14,7 +14,7 @@ from torch import Tensor
 from attncc.runtime.blocked.workers import capturing
 
 LOG2E = math.log2(math.e)
-KEPT_BYTES = 32 << 20
+KEPT_BYTES = 64 << 20
 SAFE_SCORE = 60.0
 """|s| up to this needs no row maximum: sums of exp(s) stay far inside float32."""
 
@@ -122,7 +122,7 @@ class Root:
 
 
 class Kept:
-    """What blocks add to scores (masks, offsets), made so far; at most about `KEPT_BYTES` of it.
+    """Masks and offsets of blocks made so far; at most about `KEPT_BYTES` of them.
 
     Worker threads share one: two may make the same, none may rely on finding one. What a CUDA graph captures is made anew: kept, it
     would be used before the graph has computed it, or freed before the graph runs again.

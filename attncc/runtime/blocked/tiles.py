@@ -38,6 +38,11 @@ class Slots:
     valid: Tensor
     slot_of: Tensor | None
 
+    @cached_property
+    def full(self) -> bool:
+        """Whether every tile has as many tokens as its side."""
+        return bool((self.counts == self.tokens.shape[1]).all())
+
     @staticmethod
     def of(lengths: Shape, order: Shape, sides: Shape, device: torch.device) -> Slots:
         """Tiles with `sides` of a grid of some lengths, walked in `order` residue classes an axis."""
@@ -248,15 +253,16 @@ class LoadedRun:
         mask, size, heads = self.rules.mask, self.run.plan.size[1], self.run.heads
         assert mask is not None
         seen_by = heads if mask.by_head else heads[:1]
-        key = (*self.run.name, len(self.run.tokens), *piece, seen_by if mask.by_head else None, self.rules.dtype)
-        return Part(
-            full * size, (full + columns.shape[1]) * size, mask.made(key, columns.device, lambda: self._mask(mask, columns, seen_by))
-        )
+        key = (*self.run.name, len(self.run.tokens), *piece, seen_by if mask.by_head else None)
+        allowed = mask.made(key, columns.device, lambda: self._allowed(mask, columns, seen_by))
+        ceiling = self.rules.scratch("ceiling", tuple(allowed.shape)).copy_(allowed).sub_(0.5).mul_(math.inf)
+        return Part(full * size, (full + columns.shape[1]) * size, ceiling)
 
-    def _mask(self, mask: TileMask, columns: Tensor, heads: range) -> Tensor:
-        valid = self.run.plan.keys.valid[columns].flatten(1)[:, None, None, :]
-        allowed = mask.allowed(self._where(columns, heads)) & valid
-        return torch.full(allowed.shape, -math.inf, dtype=self.rules.dtype, device=allowed.device).masked_fill_(allowed, math.inf)
+    def _allowed(self, mask: TileMask, columns: Tensor, heads: range) -> Tensor:
+        """Which of the columns each row may see, kept in bits: they take a quarter of the room of their ceiling."""
+        allowed, keys = mask.allowed(self._where(columns, heads)), self.run.plan.keys
+        every_column = allowed.shape[-1] == columns.shape[1] * self.run.plan.size[1]
+        return allowed if keys.full and every_column else allowed & keys.valid[columns].flatten(1)[:, None, None, :]
 
     def _where(self, columns: Tensor, heads: range) -> Where:
         """Heads [key heads, 1, group, 1, 1], rows [tiles, 1, queries, 1] and keys [tiles, 1, 1, columns]."""
