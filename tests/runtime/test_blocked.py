@@ -184,6 +184,14 @@ def test_the_most_work_comes_first(mask: masks.Mask) -> None:
     assert 0.97 * 2 * visited <= sum(pairs) <= 2 * visited  # the last tile may have fewer rows
 
 
+def test_heads_computed_apart_keep_biases_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added at one distance is kept for the blocks that follow, but of the same heads."""
+    monkeypatch.setattr("attncc.runtime.blocked.strips.BLOCK_SCORES", 500)
+    case = Case("alibi", torch.float64)
+    assert head_chunks(range(3), (3, 3, 3), 0) == [range(i, i + 1) for i in range(3)]
+    torch.testing.assert_close(case.run()["output"], case.oracle()["output"], rtol=0, atol=1e-12)
+
+
 def test_routed_rows_far_from_the_first_key() -> None:
     """Their edges are numbers between keys, which float32 cannot tell apart at 30 million."""
     draw = torch.Generator().manual_seed(3)
