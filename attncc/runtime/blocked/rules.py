@@ -179,7 +179,7 @@ class Scratch:
 class Rules:
     """What turns scores into weights, or into the root of a row, the same for every block.
 
-    `bounded`: no score can overflow exp. `finite`: no score is NaN, so that a ceiling of -inf masks it. `like` has the compute
+    `bounded`: no score can overflow exp. `finite`: no score is NaN or infinite; a ceiling masks it. `like` has the compute
     dtype and device; `mask` is that of tile plans.
     """
 
