@@ -122,6 +122,13 @@ RUNTIME: tuple[Fault, ...] = (
         (f"{TESTS}::test_routed_rows_far_from_the_first_key",),
     ),
     Fault(
+        "blocked: scores of any size masked by what is far below small ones",
+        f"{BLOCKED}/rules.py",
+        "return self.bounded and self.pointwise is None and self.root is None",
+        "return True",
+        (f"{TESTS}::test_routed_rows_far_from_the_first_key",),
+    ),
+    Fault(
         "blocked: workers that take the default for their own setting",
         f"{BLOCKED}/workers.py",
         "    torch.get_num_threads()\n",

@@ -193,18 +193,23 @@ def test_heads_computed_apart_keep_biases_of_their_own(monkeypatch: pytest.Monke
     torch.testing.assert_close(case.run()["output"], case.oracle()["output"], rtol=0, atol=1e-12)
 
 
-def test_routed_rows_far_from_the_first_key() -> None:
+@pytest.mark.parametrize("bounded", [True, False])
+def test_routed_rows_far_from_the_first_key(bounded: bool) -> None:
     """Their edges are numbers between keys, which float32 cannot tell apart at 30 million."""
     draw = torch.Generator().manual_seed(3)
     first = 30_000_000 + torch.randint(0, 9, (700,), generator=draw).cumsum(0)
     last = first + torch.randint(-1, 400, (700,), generator=draw)  # some see no key
     tokens = torch.randperm(700, generator=draw)[:333].sort().values
     plan = replace(plan_bands([AxisBand(1 << 25, torch.stack([first, last])).rows(tokens)], (128,)), tokens=tokens)
-    rules = Rules(1.0, None, None, bounded=True, finite=True, like=torch.empty(0))
+    rules = Rules(1.0, None, None, bounded=bounded, finite=True, like=torch.empty(0))
     for tile in plan.axes[0]:
         allowed = torch.ones(len(tile.q), len(tile.k), dtype=torch.bool)
         for part in plan.parts((tile,), rules):
-            assert part.ceiling.isinf().all()
+            # What is left of a weight is 0, or as it was: scores of up to 60 are 87 in base 2.
+            scores = torch.tensor([-87.0, 87.0])[:, None, None].expand(2, *part.ceiling.shape)
+            left = torch.minimum(scores, part.ceiling).exp2()
+            assert torch.equal(left, scores.exp2() * ~part.hidden)
+            assert bounded or part.ceiling.isinf().all()
             allowed[:, part.start : part.stop] &= ~part.hidden
         mine, k = tokens[tile.q.start : tile.q.stop, None], torch.tensor(tile.k)
         assert torch.equal(allowed, (k >= first[mine]) & (k <= last[mine]))

@@ -26,10 +26,15 @@ Ints = npt.NDArray[np.int64]
 # What one visited block costs beside its pairs (operator calls, gathers), in query-key pairs.
 OVERHEAD_PAIRS = 16384
 MIN_ROWS, MAX_ROWS = 64, 256
+# The same of a block of routed rows, whose mask is made for it alone; and the rows that bringing a key into a product costs as much as.
+ROUTED_OVERHEAD_PAIRS, KEY_ROWS = 1 << 17, 32
 # Key runs of routed rows, which begin and end anywhere, are widened to multiples of this: products of odd widths take half as long again.
 GRAIN = 64
 # Below it, float32 tells the middles between two keys apart.
 LARGEST_EXACT = 1 << 22
+# Edges and columns are counted in it: half a step beyond an edge, no bounded score leaves a weight (exp2 of it is 0), half a step within
+# it none is touched. A power of two rounds nothing.
+STEEP = 4096.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class AxisBand:
 class Band:
     """Which of some `columns` every query of a tile sees: those after its `left` edge and before its `right`, both [queries, 1].
 
-    Edges lie in the middle between two columns; None where no query has one. Equal bands of a plan are one object.
+    Edges lie in the middle between two columns, times STEEP; None where no query has one. Equal bands of a plan are one object.
     """
 
     left: Tensor | None
@@ -88,12 +93,13 @@ class Band:
 class AxisTile:
     """Query coordinates of one tile on one axis, the key coordinates they need, and which columns need a mask.
 
-    `ends` lists the masked columns as (start, stop, their band), counted from the first; empty if every query sees every key.
+    `ends` lists the masked columns as (start, stop, their band), counted from the first; empty if every query sees every key. `band` is
+    that of all columns, for masks that axes make together; None where there is one axis.
     """
 
     q: range
     k: range
-    band: Band
+    band: Band | None
     ends: tuple[tuple[int, int, Band], ...]
 
 
@@ -102,13 +108,13 @@ Bands = Callable[[int, int, range, bool, bool], Band]
 """The band of queries [start, stop) among some columns: with left edges, with right ones."""
 
 
-def tile_axis(axis: AxisBand, size: int) -> list[AxisTile]:
-    """Cut one axis into tiles of about `size` queries, within residue classes and not across jumps of the band."""
+def tile_axis(axis: AxisBand, size: int, alone: bool = False) -> list[AxisTile]:
+    """Cut one axis, perhaps the only one, into tiles of about `size` queries, within residue classes and not across jumps of the band."""
     seen: Seen = {}
-    return [tile for residue in range(min(axis.step, axis.queries)) for tile in _tile_class(axis, residue, size, seen)]
+    return [tile for residue in range(min(axis.step, axis.queries)) for tile in _tile_class(axis, residue, size, seen, alone)]
 
 
-def _tile_class(axis: AxisBand, residue: int, size: int, seen: Seen) -> list[AxisTile]:
+def _tile_class(axis: AxisBand, residue: int, size: int, seen: Seen, alone: bool) -> list[AxisTile]:
     """The tiles of one residue class, planned in its own coordinates; a query without keys gets [keys, -1]."""
     step, keys = axis.step, len(range(residue, axis.keys, axis.step))
     lo, hi = axis.bounds.numpy()[:, residue::step] - residue
@@ -127,7 +133,7 @@ def _tile_class(axis: AxisBand, residue: int, size: int, seen: Seen) -> list[Axi
         left, right = most_low, least_high + 1
         masked = [(first, left, True, False), (right, end, False, True)] if left < right else [(first, end, True, True)]
         ends = tuple((a - first, b - first, band(start, stop, range(a, b), *edges)) for a, b, *edges in masked if a < b)
-        tiles.append(AxisTile(q, k, band(start, stop, range(first, end), True, True), ends))
+        tiles.append(AxisTile(q, k, None if alone else band(start, stop, range(first, end), True, True), ends))
     return tiles
 
 
@@ -161,7 +167,7 @@ def _views(bounds: Ints) -> Bands:
 def _edges(bounds: Ints) -> Sequence[Tensor]:
     """Left and right edges, [queries, 1], of first and last columns [2, queries]."""
     exact = np.float32 if bounds.max(initial=0) < LARGEST_EXACT else np.float64
-    found: Tensor = torch.from_numpy((bounds + np.array([[-0.5], [0.5]])).astype(exact))[:, :, None]
+    found: Tensor = torch.from_numpy(((bounds + np.array([[-0.5], [0.5]])) * STEEP).astype(exact))[:, :, None]
     return found.unbind()
 
 
@@ -216,7 +222,7 @@ def routed_tile(axis: AxisBand) -> int:
     def cost(size: int) -> float:
         first = np.minimum.reduceat(lo, np.arange(0, len(lo), size))
         last = np.maximum.reduceat(hi, np.arange(0, len(hi), size))
-        return float((last - first).clip(min=0).sum()) * size + len(first) * OVERHEAD_PAIRS * 4
+        return float((last - first).clip(min=0).sum()) * (size + KEY_ROWS) + len(first) * ROUTED_OVERHEAD_PAIRS
 
     lo, hi = axis.bounds.numpy()
     return min((256, 128), key=cost)
@@ -267,15 +273,16 @@ class BandPlan:
         head, rest = tiles[0], tiles[1:]
         width = math.prod(len(t.k) for t in rest)
         if any(t.ends for t in rest):
-            return [Part(0, len(head.k) * width, self._ceiling(tuple(t.band for t in tiles), rules))] if head.k else []
-        bands = tuple(t.band for t in rest)
+            return [Part(0, len(head.k) * width, self._ceiling(_bands(tiles), rules))] if head.k else []
+        bands = _bands(rest)
         return [Part(a * width, b * width, self._ceiling((band, *bands), rules, a)) for a, b, band in head.ends]
 
     def _ceiling(self, bands: tuple[Band, ...], rules: Rules, start: int = 0) -> Tensor:
-        """inf where every axis allows the pair, else -inf; [product of queries, product of keys], row-major on both sides."""
+        """Above all scores where every axis allows the pair, else -inf, or below all; [product of queries, product of keys], row-major."""
         like = rules.like
         if self.tokens is not None:  # no two tiles of routed rows have the same one
-            return self._of_axis(bands[0], rules.scratch(f"ceiling from {start > 0}", _shape(bands[0])))
+            found = self._slope(bands[0], rules.scratch(f"ceiling from {start > 0}", _shape(bands[0])))
+            return found if rules.steep else found.mul_(math.inf)
         return self.masks((*bands, like.dtype, like.device), like.device, lambda: self._of_axes(bands, like))
 
     def _of_axes(self, bands: Sequence[Band], like: Tensor) -> Tensor:
@@ -284,21 +291,21 @@ class BandPlan:
         for a, (band, (rows, width)) in enumerate(zip(bands, map(_shape, bands))):
             shape = [1] * (2 * rank)
             shape[a], shape[rank + a] = rows, width
-            terms.append(self._of_axis(band, like.new_empty(rows, width)).view(shape))
+            terms.append(self._slope(band, like.new_empty(rows, width)).mul_(math.inf).view(shape))
         return reduce(torch.minimum, terms).reshape(math.prod(_shape(band)[0] for band in bands), -1)
 
-    def _of_axis(self, band: Band, out: Tensor) -> Tensor:
-        """Fill `out` [queries, width] with the ceiling of one axis: inf times how far a column lies within the edges."""
+    def _slope(self, band: Band, out: Tensor) -> Tensor:
+        """Fill `out` [queries, width] with STEEP times how far a column lies within the edges of one axis."""
         left, right = self._on_device(band, out.device)
         dtype = next((x.dtype for x in (left, right) if x is not None), out.dtype)
-        column = torch.arange(band.columns.start, band.columns.stop, dtype=dtype, device=out.device)
+        column = torch.arange(band.columns.start * STEEP, band.columns.stop * STEEP, STEEP, dtype=dtype, device=out.device)
         if left is not None and right is not None:
             torch.minimum(column - left, right - column, out=out)
         elif left is not None:
             torch.sub(column, left, out=out)
         elif right is not None:
             torch.sub(right, column, out=out)
-        return out.mul_(math.inf)
+        return out
 
     def _on_device(self, band: Band, device: torch.device) -> list[Tensor | None]:
         """The edges of a band, copied to a device once."""
@@ -309,6 +316,10 @@ class BandPlan:
         return self.edges[band, device]
 
 
+def _bands(tiles: Sequence[AxisTile]) -> tuple[Band, ...]:
+    return tuple(t.band for t in tiles if t.band is not None)
+
+
 def _shape(band: Band) -> tuple[int, int]:
     """Queries and columns."""
     return next(len(x) for x in (band.left, band.right) if x is not None), len(band.columns)
@@ -317,5 +328,5 @@ def _shape(band: Band) -> tuple[int, int]:
 def plan_bands(axes: Sequence[AxisBand], tile: Sequence[int] | None = None, heads: int = 4) -> BandPlan:
     """Plan a banded mask for `heads` heads; `tile` is the row tile's shape (default: the cheapest)."""
     shape = tuple(tile) if tile is not None else choose_tile(axes, heads)
-    tiles = [tile_axis(axis, size) for axis, size in zip(axes, shape, strict=True)]
+    tiles = [tile_axis(axis, size, len(axes) == 1) for axis, size in zip(axes, shape, strict=True)]
     return BandPlan(tuple(x.queries for x in axes), tuple(x.keys for x in axes), tiles)

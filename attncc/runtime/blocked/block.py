@@ -20,7 +20,10 @@ LEAST_EXPONENT = -120.0
 
 
 class Part(NamedTuple):
-    """Columns [start, stop) of a block with what their scores may be at most, broadcast over heads: inf, or -inf where masked."""
+    """Columns [start, stop) of a block with what their scores may be at most, broadcast over heads: negative where masked.
+
+    It is infinite, or beyond all scores where these are bounded (`Rules.steep`).
+    """
 
     start: int
     stop: int

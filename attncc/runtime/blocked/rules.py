@@ -210,6 +210,11 @@ class Rules:
         return self.pointwise is None or self.pointwise.total is not None
 
     @property
+    def steep(self) -> bool:
+        """Whether a ceiling may be finite where it masks: of bounded scores a softmax leaves nothing far below the least."""
+        return self.bounded and self.pointwise is None and self.root is None
+
+    @property
     def nothing(self) -> float:
         """The row number of a row without keys."""
         return -math.inf if self.root is None else 0.0

@@ -113,22 +113,26 @@ class LoadedStrip:
         self._results: list[tuple[Tensor, Tensor]] = []
         self._sums: list[tuple[Tensor, Tensor]] = []
         self._routed: list[tuple[Tensor, Tensor]] = []
-        self.rows = {name: self._load(name, self._rows(x)) for name, x in operands.rows.items()}
+        self.rows = {name: self._row_input(name, x) for name, x in operands.rows.items()}
         self.rows |= {name: self._row_result(name, x) for name, x in operands.results.items()}
         key_grid = strip.plan.key_grid
         places = {name: strip.keys(operands.key_heads(name, strip.heads)) for name in (*operands.keys, *operands.sums)}
         self.keys = {name: self._load(name, split_tokens(x, key_grid)[places[name]]) for name, x in operands.keys.items()}
         self.keys |= {name: self._sum(name, split_tokens(x, key_grid)[places[name]]) for name, x in operands.sums.items()}
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """The strip's part of a row tensor: a view, but for routed rows, which are gathered."""
-        if self.strip.tokens is None:
-            return split_tokens(x, self.strip.plan.grid)[self.strip.rows()]
-        return x[self.strip.heads.start : self.strip.heads.stop].index_select(1, self.strip.tokens)
+    def _row_input(self, name: str, x: Tensor) -> Tensor:
+        """The strip's rows of `x`; routed ones are gathered, by way of their own type where that is another."""
+        tokens = self.strip.tokens
+        if tokens is None:
+            return self._load(name, split_tokens(x, self.strip.plan.grid)[self.strip.rows()])
+        source = x[self.strip.heads.start : self.strip.heads.stop]
+        if source.dtype != self.rules.dtype:
+            return self._load(name, source.index_select(1, tokens))
+        return torch.index_select(source, 1, tokens, out=self.rules.scratch(name, (len(source), len(tokens), x.shape[-1])))
 
     def _row_result(self, name: str, x: Tensor) -> Tensor:
         if self.strip.tokens is None:
-            return self._result(name, self._rows(x))
+            return self._result(name, split_tokens(x, self.strip.plan.grid)[self.strip.rows()])
         target = x[self.strip.heads.start : self.strip.heads.stop]
         self._routed.append((target, self.rules.scratch(name, (len(target), len(self.strip.tokens), x.shape[-1]))))
         return self._routed[-1][1]
