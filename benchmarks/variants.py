@@ -81,6 +81,10 @@ SCORES = {
         scores.RelativeBias(extent=WINDOWS[rank]),
     ),
 }
+WEIGHT_FACTORS = {
+    "weights times a table": lambda rank: scores.RelativeBias(extent=WINDOWS[rank], table="urpe"),
+}
+"""In place of score maps: what weights are multiplied by."""
 NORMALIZERS = {
     "softmax": (normalizers.Softmax(), ("output",)),
     "softmax, lse": (normalizers.Softmax(), ("output", "lse")),
@@ -122,7 +126,7 @@ FACTORS = {
     "normalizer": list(NORMALIZERS),
     "loads": list(LOADS),
     "scales": list(SCALES),
-    "scores": list(SCORES),
+    "scores": [*SCORES, *WEIGHT_FACTORS],
     "head_dim": ["16", "32", "64", "72", "80", "96", "128"],
     "heads": list(HEADS),
     "layout": ["bhsd", "bshd", "unaligned"],
@@ -132,8 +136,8 @@ FACTORS = {
     "rank": list(GRIDS),
     "lengths": ["fixed", "open"],
 }
-LATER: Mapping[str, tuple[str, ...]] = {"mask": tuple(PADDED)}
-"""Values that joined their factors after a whole run: the rows of that run stay what they were."""
+LATER: tuple[tuple[str, tuple[str, ...]], ...] = (("mask", tuple(PADDED)), ("scores", tuple(WEIGHT_FACTORS)))
+"""Values that joined their factors after a whole run, in order: the rows of the runs before stay what they were."""
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "gfx942")
 
 
@@ -155,8 +159,12 @@ def legal(row: Mapping[str, str]) -> bool:
 
 def array() -> list[Row]:
     """Rows in which every legal pair of values occurs; what joined later adds rows at the end, so the others keep their figures."""
-    first = {name: [value for value in values if value not in LATER.get(name, ())] for name, values in FACTORS.items()}
-    return covering_array(FACTORS, legal, begun=covering_array(first, legal))
+    rows: list[Row] = []
+    for joined in range(len(LATER) + 1):
+        absent = {(name, value) for name, values in LATER[joined:] for value in values}
+        known = {name: [value for value in values if (name, value) not in absent] for name, values in FACTORS.items()}
+        rows = covering_array(known, legal, begun=rows)
+    return rows
 
 
 def spec_of(row: Row) -> AttentionSpec:
@@ -174,7 +182,8 @@ def spec_of(row: Row) -> AttentionSpec:
         "mask": (MASKS | PADDED)[row["mask"]](rank),
         "loads": LOADS[row["loads"]](rank),
         "token_scales": SCALES[row["scales"]],
-        "scores": SCORES[row["scores"]](rank),
+        "scores": SCORES[row["scores"]](rank) if row["scores"] in SCORES else (),
+        "factor": WEIGHT_FACTORS[row["scores"]](rank) if row["scores"] in WEIGHT_FACTORS else None,
         "normalizer": normalizer,
         "gate": GATES[row["gate"]],
         "routing": ROUTINGS[row["routing"]],

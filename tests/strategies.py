@@ -392,6 +392,17 @@ def score_maps(draw: DrawFn, setting: Setting, heads: int) -> list[Json]:
     return [*found, *sorted(maps, key=lambda m: "-inf" in m.get("text", ""))]
 
 
+@st.composite
+def factors(draw: DrawFn, setting: Setting) -> Json:
+    """What weights are multiplied by, of tables that no score map reads."""
+    extent = draw(st.tuples(*(st.integers(1, n + 1) for n in setting.key)))
+    line = [t5_biases()] if setting.rank == 1 else []
+    text = draw(st.sampled_from(["tanh(slant[h, q]) + 0.25 * float(k % 3)", "select(q < k, slant[b, k], 1.5)", "0.5"]))
+    said = st.sampled_from([{"kind": "relative_bias", "extent": list(extent)}, {"kind": "expression", "text": text}])
+    found: Json = draw(st.one_of(said, indexed()[0], dense_biases(), *line))
+    return found if found["kind"] == "expression" else found | {"table": "factor_table"}
+
+
 EXPRESSIONS: list[Json] = [
     {
         "kind": "expression",
@@ -550,6 +561,7 @@ def _padded(draw: DrawFn, spec: Json, setting: Setting) -> Json:
     changed: Json = {
         "mask": draw(windows | per_head(windows | st.just({"kind": "full"}), setting.heads)),
         "scores": still,
+        "factor": None,
         "normalizer": spec["normalizer"] if kept else {"kind": "softmax"},
         "outputs": ["output"] if kept else spec["outputs"],
     }
@@ -596,6 +608,7 @@ def _extras(draw: DrawFn, setting: Setting, heads: int, sizes: Sizes, dtypes: Se
         "loads": draw(st.just([]) | loads(setting, head_dim)),
         "scores": scores,
         "normalizer": normalizer,
+        "factor": draw(st.none() | st.none() | factors(setting)),
         "gate": draw(_maybe(GATES)),
         "token_scales": draw(st.sampled_from([[], [], [], ["q"], ["k"], ["v"], ["v", "k", "q"]])),
         "addend": draw(st.sampled_from([False, False, True])),

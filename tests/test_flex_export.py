@@ -218,6 +218,13 @@ def test_only_softmax_has_a_score_mod(normalizer: Any) -> None:
     assert spec.to_block_mask().shape == (1, 1, 300, 300)
 
 
+def test_weights_of_a_factor_have_no_score_mod() -> None:
+    spec = a_spec(Causal(), factor=scores.RelativeBias(extent=(9,)))
+    with pytest.raises(UnsupportedError, match=r"factor in FlexAttention.*add up to 1"):
+        spec.to_score_mod()
+    assert spec.to_block_mask().shape == (1, 1, 300, 300)
+
+
 def test_compiled_masks_are_told_apart() -> None:
     """Two masks through one compiled function: the code of their mods is the same, what they compute is not."""
     try:

@@ -77,7 +77,7 @@ class Dense:
         facts = self.facts
         lines = [
             f"keep = allowed({', '.join(['q', 'k', *self.mask_extras()])})",
-            *(self._coordinates() if facts.maps or facts.sink is not None or facts.divisor is not None or self.routing.reads else []),
+            *(self._coordinates() if self._placed else []),
         ]
         lines += [f"{', '.join(self._streamed)} = {', '.join(f'{x}.double()' for x in self._streamed)}", *self.loads.dense()]
         lines += ["v = v * v_scale.double()[..., None]"] if facts.value_scale is not None else []
@@ -89,6 +89,13 @@ class Dense:
         if facts.statistic:
             return [*lines, *(self._root() if facts.rooted else [*self._sum_of_weights(), "return torch.log(l)"])]
         return [*lines, *self._weights(), *self.routing.dense(self.names()), *self._gate(), f"return {'(o, lse)' if facts.lse else 'o'}"]
+
+    @property
+    def _placed(self) -> bool:
+        """Whether the formula reads positions."""
+        facts = self.facts
+        by_place = [*facts.maps, *(x for x in (facts.factor, facts.sink, facts.divisor) if x is not None)]
+        return bool(by_place or self.routing.reads)
 
     def _lists(self) -> list[str]:
         """Tiles from the dense mask: fine at the size of a check; `attncc` finds them without one."""
@@ -148,15 +155,18 @@ class Dense:
         return [
             "s = torch.where(keep, s, -torch.inf)",
             *lse,
-            f"o = torch.exp(s - {total}) @ v{bias}",
+            f"o = {self._times_factor(f'torch.exp(s - {total})')} @ v{bias}",
         ]
 
     def _ratio(self) -> list[str]:
-        facts = self.facts
+        facts, weights = self.facts, self._times_factor("p")
         if facts.row_class == "pointwise":
             divided = "" if facts.divisor is None else f" / {self._code(facts.divisor)}"
-            return [self._kept_weights(), f"o = p @ v{divided}"]
-        return [*self._sum_of_weights(), "lse = torch.log(l)", "o = p @ v / torch.where(l == 0, 1, l)[..., None]"]
+            return [self._kept_weights(), f"o = {weights} @ v{divided}"]
+        return [*self._sum_of_weights(), "lse = torch.log(l)", f"o = {weights} @ v / torch.where(l == 0, 1, l)[..., None]"]
+
+    def _times_factor(self, weights: str) -> str:
+        return weights if self.facts.factor is None else f"({weights} * ({self._code(self.facts.factor)}))"
 
     def _kept_weights(self) -> str:
         return f"p = torch.where(keep, {self._code(self.facts.weights['weight'])}, 0.0)"

@@ -187,6 +187,11 @@ class Facts:
         """What the value of each key is multiplied by."""
         return next((n.get("value_scale") for n in self.body.find(GraphOp.COMBINE)), None)
 
+    @cached_property
+    def factor(self) -> Expr | None:
+        """What the weight of each pair is multiplied by once it is in what rows divide by."""
+        return next((n.get("factor") for n in self.body.find(GraphOp.COMBINE)), None)
+
     @property
     def divisor(self) -> Expr | None:
         """What rows are divided by that their keys do not decide."""

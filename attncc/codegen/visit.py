@@ -356,8 +356,10 @@ class Visit:
         if self.facts.rooted:
             return self._root_sums()
         values = self._loads("v", self.value_chunks)
-        weights, scale = self._softmax() if self.facts.softmax else self._pointwise(), self.facts.value_scale
-        return [*weights, *([] if scale is None else [f"p *= {self._pair(scale)}  # spec: token_scales"]), *values, *self._sums()]
+        weights = self._softmax() if self.facts.softmax else self._pointwise()
+        factors = {"factor": self.facts.factor, "token_scales": self.facts.value_scale}
+        lines = [f"p *= {self._pair(value)}  # spec: {field}" for field, value in factors.items() if value is not None]
+        return [*weights, *lines, *values, *self._sums()]
 
     def _root_sums(self) -> list[str]:
         """What a sweep adds up; a masked score weighs nothing."""

@@ -156,6 +156,8 @@ def to_score_mod(spec: AttentionSpec, tables: Tables = None, lengths: Lengths = 
         raise UnsupportedError(f"normalizer {spec.normalizer.kind} in FlexAttention", "it always takes the softmax of a row", "softmax")
     if spec.loads:
         raise UnsupportedError("loads in FlexAttention", "it takes q and k as they are", "none, and q and k normed and rotated beforehand")
+    if spec.factor is not None:
+        raise UnsupportedError("factor in FlexAttention", "its weights add up to 1", "none; a score_mod comes before the softmax")
     if spec.token_scales:
         raise UnsupportedError("token_scales in FlexAttention", "it loads q, k and v as they are", "none, and q, k and v scaled beforehand")
     if (missing := spec.mask.missing(spec.grid)) is not None:

@@ -36,7 +36,7 @@ class GraphOp(str, Enum):
     DOT = "dot"  # scale * q . x, with one x a key head: the score of a key that every query sees
     ROUTE = "route"  # keeps the rows (batch element, head, query) where the predicate holds; the others see no key
     WEIGHTS = "weights"  # scores -> weights, by a normalizer's row class and weight; perhaps over a divisor, or with a sink
-    COMBINE = "combine"  # weights @ v, perhaps times a `value_scale` each; the value of a sink may follow v, one a value head
+    COMBINE = "combine"  # weights @ v, each perhaps times a `factor` of its pair and a `value_scale`; a sink's value may follow v
     WEIGH = "weigh"  # o -> f(o, b, h, q, tables)
     LSE = "lse"  # natural log of a row's whole denominator
     ROOT = "root"  # of each row, the t with sum f(s, t) = 1 over its keys, by sweeps over them (`attncc.ir.rows.Root`)

@@ -8,7 +8,10 @@ A sink z is one more such state, (z, 1), which counts once however the keys are 
 Some weights need a number of the whole row first, final over all keys: a `Statistic`. It is made by a walk of its own (a log-sum, or
 a `Root` found in several), kept `[B, H, Nq]`, and read by the row's expressions like any table.
 
-Two classes of rows have no state that one walk over the keys can merge, and are not built; `ABSENT` says what stands in their place.
+What weights are multiplied by after that is no part of their row: a factor of the products with values alone (URPE).
+
+Rows that combine several others, and rows of a state that tokens update in turn, have no state that one walk over the keys can merge, and
+are not built; `ABSENT` says what stands in their place.
 """
 
 from __future__ import annotations
@@ -37,11 +40,13 @@ class Absent:
 
 
 SPARSEMAX = Absent("the threshold of entmax", "normalizer entmax with alpha 2, which is sparsemax")
+URPE = Absent("what a softmax's do", "normalizer softmax, with the table as the spec's factor")
 ROW_COMBINATION = Absent("several finished rows, which it then combines", "one spec for each branch, and their outputs combined")
 RECURRENT = Absent("a state [head_dim, value_dim] that tokens update in turn", "normalizer positive_ratio with elu_plus_one, or relu")
 ABSENT = {
     "sparsemax": SPARSEMAX,
-    **dict.fromkeys(("differential", "mixture", "urpe"), ROW_COMBINATION),
+    "urpe": URPE,
+    **dict.fromkeys(("differential", "mixture"), ROW_COMBINATION),
     **dict.fromkeys(("linear", "retention", "gated_linear"), RECURRENT),
 }
 """Normalizers by kind that are refused by name."""

@@ -16,6 +16,7 @@ _ALLOWED = {
     GraphOp.MASK: (Kind.BOOL, ""),
     GraphOp.ROUTE: (Kind.BOOL, ""),
     GraphOp.WEIGHTS: (Kind.FLOAT, "sz"),
+    GraphOp.COMBINE: (Kind.FLOAT, ""),
     GraphOp.WEIGH: (Kind.FLOAT, "o"),
     GraphOp.ROOT: (Kind.FLOAT, "stwd"),
     GraphOp.GATE: (Kind.FLOAT, "og"),

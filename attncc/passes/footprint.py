@@ -225,7 +225,11 @@ def _reads(body: Graph) -> set[Expr]:
 
 
 def _values(body: Graph) -> list[Expr]:
-    return [*(n["value"] for n in body.find(GraphOp.MAP)), *(n["residual"] for n in body.find(GraphOp.MASK))]
+    return [*(n["value"] for n in body.find(GraphOp.MAP)), *(n["residual"] for n in body.find(GraphOp.MASK)), *_factors(body)]
+
+
+def _factors(body: Graph) -> list[Expr]:
+    return [n["factor"] for n in body.find(GraphOp.COMBINE) if n.get("factor") is not None]
 
 
 def _index_registers(body: Graph) -> float:
@@ -286,7 +290,7 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     key_width, value_width = widths(body)
     size = element_bytes(body)
     scores = c.q_rows * c.k_rows
-    steps = bool(body.find(GraphOp.MAP)) + _weight_steps(body)
+    steps = bool(body.find(GraphOp.MAP)) + _weight_steps(body) + len(_factors(body))
     words = scores + scores * size // 4 + c.q_rows * value_width + int(scores * limit.maps * steps)
     words += scores * _dense_tables(body)
     if _dense_tables(body) and any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK)):

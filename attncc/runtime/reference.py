@@ -175,7 +175,9 @@ def _kept(n: Node, allowed: Tensor, place: _Place) -> Tensor:
 def _combine(n: Node, inputs: list[Any], place: _Place) -> Tensor:
     weights, v = inputs[:2]
     assert isinstance(weights, _Weights)
-    keys = weights.keys if n.get("value_scale") is None else weights.keys * place.evaluate(n["value_scale"])
+    keys = weights.keys
+    for each in (n.get("factor"), n.get("value_scale")):
+        keys = keys if each is None else keys * place.evaluate(each)
     rows = torch.matmul(keys, place.per_query_head(v))
     if weights.sink is None or not any(i.op is GraphOp.DOT for i in n.inputs[0].inputs):
         return rows

@@ -188,8 +188,9 @@ class _Many:
     def launch(self, spec: AttentionSpec, mask: BlockMask, order: str) -> Launch | str:
         """The kernel of a candidate on the machine, or why it has no time."""
         tiling = mask.tiling
-        # Score maps see dilated coordinates, so their work depends on the dilation; nothing else of a plan does.
-        kind = (order, tiling.mask.order if spec.scores else ()) if isinstance(spec.mask, Neighborhood) else spec.mask
+        # Score maps and factors see dilated coordinates, so their work depends on it; nothing else of a plan does.
+        seen = tiling.mask.order if spec.scores or spec.factor is not None else ()
+        kind = (order, seen) if isinstance(spec.mask, Neighborhood) else spec.mask
         key = (_besides_mask(spec), kind, tiling.q_tile, tiling.k_tile)
         if key not in self.launches:
             self.launches[key] = self._launch(spec, key)

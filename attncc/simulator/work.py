@@ -116,6 +116,8 @@ def score_work(kernel: KernelPlan) -> Work:
         own = own + Work(fma=1.0)  # the sum of weights
     if any(n.get("value_scale") is not None for n in body.find(GraphOp.COMBINE)):
         own = own + Work(fma=1.0)
+    for factor in (n["factor"] for n in body.find(GraphOp.COMBINE) if n.get("factor") is not None):
+        own = own + _expression(factor) + Work(fma=1.0)
     return own + map_work(kernel) + Work(integer=convert + OVERHEAD)
 
 

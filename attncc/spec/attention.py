@@ -22,7 +22,7 @@ from attncc.spec.model import NO_DROPOUT, Axes, Grid, Part
 from attncc.spec.normalizers import NormalizerSpec, Softmax
 from attncc.spec.padding import padding_logit, padding_problems
 from attncc.spec.routing import Routing
-from attncc.spec.scores import Alibi, Scale, Score
+from attncc.spec.scores import Alibi, Factor, Scale, Score, factor_problems, factor_value
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -39,7 +39,7 @@ DEEPEST = 150
 
 
 class AttentionSpec(Part):
-    """What one attention computes: `out = gate(route(normalize(mask(scores(scale * q.k))) @ v) + addend)`.
+    """What one attention computes: `out = gate(route((normalize(mask(scores(scale * q.k))) * factor) @ v) + addend)`.
 
     q is `[B, heads, N, head_dim]`, k `[B, key_heads, M, head_dim]`, v `[B, value_heads, M, value_dim]`; N and M are the products of
     `tokens` and `key_tokens`, flattened row-major. An axis given as None is known only at run time. Query head h reads key head
@@ -67,6 +67,12 @@ class AttentionSpec(Part):
     mask: Mask = Field(default_factory=Full)
     scores: tuple[Score, ...] = ()
     normalizer: NormalizerSpec = Field(default_factory=Softmax)
+    factor: Factor | None = Field(
+        default=None,
+        description="what normalized weights are multiplied by: the table of a score map that would add it, as in "
+        '`scores.RelativeBias(extent=(128,), table="urpe")`, or an expression without `s`. Rows no longer add up to 1; lse and sinks stay '
+        "as they are. So URPE (Luo et al., arXiv 2205.13401)",
+    )
     addend: bool = Field(
         default=False, description="adds the run-time input `addend` [B, heads, N, value_dim] before the gate, as LePE does"
     )
@@ -137,10 +143,15 @@ class AttentionSpec(Part):
             if name is not None and name in names:
                 found.append(f"scores.{i}: two scores read the table {name!r}")
             names.add(name)
+        if self.factor is not None:
+            found += [f"factor.{p}" for p in factor_problems(self.factor, self.grid, self.heads)]
+            if (name := getattr(self.factor, "table", None)) in names and name is not None:
+                found.append(f"factor: a score reads the table {name!r} already")
         return found
 
     def _depth_problems(self) -> list[str]:
         formulas = {"mask": self.predicate} | {f"scores.{i}": s.apply(SCORE, self.grid, self.heads) for i, s in enumerate(self.scores)}
+        formulas |= dict(zip(["factor"], self._factors))
         deep = [field for field, formula in formulas.items() if depth(formula) > DEEPEST]
         return [f"{field}: nested too deeply, its formula has more than {DEEPEST} operations inside one another" for field in deep]
 
@@ -152,7 +163,8 @@ class AttentionSpec(Part):
         found, known = [], self._normalizer_tables() | {read.value.name: read.value for read in self.scale_reads.values()}
         routed = [] if self.routing is None else [self.routing.rows(self.grid), self.routing.weigh(self.grid)]
         scored = ((f"scores.{i}", f) for i, f in enumerate(formulas))
-        read = [(field, tables(formula)) for field, formula in [("mask", self.predicate), *scored, *(("routing", f) for f in routed)]]
+        others = [*(("routing", f) for f in routed), *(("factor", f) for f in self._factors)]
+        read = [(field, tables(formula)) for field, formula in [("mask", self.predicate), *scored, *others]]
         for field, found_tables in [*read, *((f"loads.{i}", each.read(self.grid, self.head_dims[0])) for i, each in enumerate(self.loads))]:
             for table in found_tables:
                 if table.name in RESERVED or keyword.iskeyword(table.name) or table.name == kept:
@@ -214,6 +226,15 @@ class AttentionSpec(Part):
             table = Table(f"{side}_scale", Kind.FLOAT, ("B", heads, tokens))
             found[side] = load(table, var("b"), var("h") // (self.heads // heads), self.grid.flat(token))
         return found
+
+    @property
+    def _factors(self) -> list[Expr]:
+        return [] if self.factor is None else [factor_value(self.factor, self.grid, self.heads)]
+
+    @cached_property
+    def weight_factor(self) -> Expr | None:
+        """What normalized weights are multiplied by; None where they stay."""
+        return next(iter(self._factors), None)
 
     @cached_property
     def record(self) -> Normalizer:

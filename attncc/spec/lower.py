@@ -33,7 +33,8 @@ def lower(spec: AttentionSpec) -> Graph:
         statistics[normalizer.statistic.name] = _statistic(spec, normalizer.statistic, _seen(spec, scores))
     scores = _seen(spec, _shifted(scores, normalizer.shift, statistics))
     weights = _weights(spec, normalizer, scores, q)
-    by_value = {"value_scale": factors["v"]} if "v" in factors else {}
+    said = {"value_scale": factors.get("v"), "factor": spec.weight_factor}
+    by_value = {name: value for name, value in said.items() if value is not None}
     bias = _sink_input(spec, normalizer, 1)
     rows = _weighed(spec, node(GraphOp.COMBINE, weights, v, *bias, *map(_table_input, tables(*by_value.values())), **by_value))
     results = {"output": _gated(spec, rows), "lse": node(GraphOp.LSE, weights)}

@@ -38,6 +38,8 @@ def padding_problems(spec: AttentionSpec) -> list[str]:
     if missing is None:
         return []
     beside = f"keys of mask edge {missing.edge!r}"
+    if spec.factor is not None:
+        return [f"factor: what it says of {beside} is not defined; leave it out, or use edge 'truncate'"]
     return [*_score_problems(spec, beside), *_normalizer_problems(spec, missing, beside), *_token_problems(spec, missing)]
 
 

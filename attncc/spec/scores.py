@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from attncc.ir.expr import Expr, Kind, Op, Table, apply, clamp, const, load, maximum, minimum, select, substitute, tables, var
+from attncc.ir.expr import Expr, Kind, Op, Table, apply, clamp, const, load, maximum, minimum, select, substitute, tables, var, variables
 from attncc.spec.masks.base import TABLE_NAME
 from attncc.spec.masks.text import Captured, read_text
 from attncc.spec.model import Grid, Part
@@ -24,6 +24,17 @@ class ScoreMap(Part):
     def apply(self, s: Expr, grid: Grid, heads: int) -> Expr:
         """The mapped score."""
         raise NotImplementedError
+
+
+class AddedMap(ScoreMap):
+    """A score map that adds what positions and tables say."""
+
+    def term(self, grid: Grid, heads: int) -> Expr:
+        """What it adds."""
+        raise NotImplementedError
+
+    def apply(self, s: Expr, grid: Grid, heads: int) -> Expr:
+        return s + self.term(grid, heads)
 
 
 class Scale(ScoreMap):
@@ -71,7 +82,7 @@ class Alibi(ScoreMap):
         return s - slope * apply(Op.FLOAT, distance)
 
 
-class RelativeBias(ScoreMap):
+class RelativeBias(AddedMap):
     """s + table[h, k - q]: a learned bias by offset, clipped on axis a to `extent[a] - 1` steps either way.
 
     The run-time input named by `table` has shape `[H, 2 * extent[0] - 1, ...]`, offset zero in the middle (as in NAT and Swin).
@@ -85,14 +96,14 @@ class RelativeBias(ScoreMap):
         same = len(self.extent) == grid.rank
         return [] if same else [f"extent: has {len(self.extent)} axes, tokens have {grid.rank}"]
 
-    def apply(self, s: Expr, grid: Grid, heads: int) -> Expr:
+    def term(self, grid: Grid, heads: int) -> Expr:
         shape: tuple[int | str, ...] = ("H", *(2 * e - 1 for e in self.extent))
         steps = [grid.coordinate("k", a) - grid.coordinate("q", a) + (e - 1) for a, e in enumerate(self.extent)]
         index = [clamp(step, 0, 2 * (e - 1)) for step, e in zip(steps, self.extent)]
-        return s + load(Table(self.table, Kind.FLOAT, shape), var("h"), *index)
+        return load(Table(self.table, Kind.FLOAT, shape), var("h"), *index)
 
 
-class DenseBias(ScoreMap):
+class DenseBias(AddedMap):
     """s + table[b, h, q, k]: a bias for every pair, a run-time float table `[B, H, Nq, Nk]`, which has a gradient.
 
     Without `per_batch` or `per_head` that axis of the table is 1. Holds what no formula says: Graphormer's spatial encoding.
@@ -103,13 +114,13 @@ class DenseBias(ScoreMap):
     per_batch: bool = True
     per_head: bool = True
 
-    def apply(self, s: Expr, grid: Grid, heads: int) -> Expr:
+    def term(self, grid: Grid, heads: int) -> Expr:
         shape = ("B" if self.per_batch else 1, "H" if self.per_head else 1, "NQ", "NK")
         first = (var("b") if self.per_batch else const(0), var("h") if self.per_head else const(0))
-        return s + load(Table(self.table, Kind.FLOAT, shape), *first, grid.flat("q"), grid.flat("k"))
+        return load(Table(self.table, Kind.FLOAT, shape), *first, grid.flat("q"), grid.flat("k"))
 
 
-class _Indexed(ScoreMap):
+class _Indexed(Part):
     """A run-time float table over some of the batch b, the query head h, the query q and the key k, in this order."""
 
     index: tuple[Literal["b", "h", "q", "k"], ...] = Field(default=("h",), min_length=1)
@@ -124,17 +135,17 @@ class _Indexed(ScoreMap):
         return load(Table(name, Kind.FLOAT, tuple(sizes[i] for i in self.index)), *(at[i] for i in self.index))
 
 
-class Bias(_Indexed):
+class Bias(_Indexed, AddedMap):
     """s + table[index]: a run-time bias for each head, query row, key or what `index` names; has a gradient."""
 
     kind: Literal["bias"] = "bias"
     table: str = Field(default="bias", pattern=TABLE_NAME)
 
-    def apply(self, s: Expr, grid: Grid, heads: int) -> Expr:
-        return s + self._read(self.table, grid)
+    def term(self, grid: Grid, heads: int) -> Expr:
+        return self._read(self.table, grid)
 
 
-class Temperature(_Indexed):
+class Temperature(_Indexed, ScoreMap):
     """s * table[index]: a run-time factor for each head, query row, key or what `index` names; of any sign; has a gradient.
 
     The factor is the inverse temperature. With `scale` 1 and normalized q and k it is Swin V2's and QK-norm's logit scale.
@@ -147,7 +158,7 @@ class Temperature(_Indexed):
         return s * self._read(self.table, grid)
 
 
-class T5Bias(ScoreMap):
+class T5Bias(AddedMap):
     """s + table[h, bucket(k - q)]: T5's relative bias, a run-time float table `[H, buckets]`, which has a gradient.
 
     Small distances have a bucket each, larger ones share buckets that grow as the logarithm, up to `max_distance`, and what is farther
@@ -173,13 +184,13 @@ class T5Bias(ScoreMap):
     def _side(self) -> int:
         return self.buckets // 2 if self.bidirectional else self.buckets
 
-    def apply(self, s: Expr, grid: Grid, heads: int) -> Expr:
+    def term(self, grid: Grid, heads: int) -> Expr:
         step = grid.flat("k") - grid.flat("q")
         distance = apply(Op.ABS, step) if self.bidirectional else maximum(-step, 0)
         bucket = self._bucket(distance)
         if self.bidirectional:
             bucket = bucket + select(step <= 0, 0, self._side)
-        return s + load(Table(self.table, Kind.FLOAT, ("H", self.buckets)), var("h"), bucket)
+        return load(Table(self.table, Kind.FLOAT, ("H", self.buckets)), var("h"), bucket)
 
     def _bucket(self, distance: Expr) -> Expr:
         exact = self._side // 2
@@ -253,6 +264,23 @@ _S = var("s", Kind.FLOAT)
 Score = Annotated[
     Scale | Softcap | Alibi | RelativeBias | DenseBias | Bias | Temperature | T5Bias | Expression, Field(discriminator="kind")
 ]
+
+
+Factor = Annotated[RelativeBias | DenseBias | Bias | T5Bias | Expression, Field(discriminator="kind")]
+"""Of the score maps, those that can say a factor of weights: what they add to a score, or a text of positions and tables."""
+
+
+def factor_value(factor: Factor, grid: Grid, heads: int) -> Expr:
+    """What normalized weights are multiplied by."""
+    return factor.apply(_S, grid, heads) if isinstance(factor, Expression) else factor.term(grid, heads)
+
+
+def factor_problems(factor: Factor, grid: Grid, heads: int) -> list[str]:
+    """What contradicts the grid or the use as a factor, each after the field's name."""
+    found = factor.problems(grid)
+    if not found and "s" in variables(factor_value(factor, grid, heads)):
+        return ["text: reads the score s; a factor of weights is one of positions and tables"]
+    return found
 
 
 def standard_slopes(heads: int) -> tuple[float, ...]:

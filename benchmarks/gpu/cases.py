@@ -115,6 +115,7 @@ def _vocabulary() -> list[Case]:
         _case("half of the heads, 2-D", (96, 96), 8, masks.Neighborhood(window=13), (25, 30), **routed),
         _case("dense bias", (4096,), 8, masks.Full(), (500,), scores=(scores.DenseBias(per_batch=False),)),
         _case("T5 buckets", **causal, scores=(scores.T5Bias(),)),
+        _case("weights times a table", **causal, factor=scores.RelativeBias(extent=(512,), table="urpe")),
         _case("packed gate, scales, addend", **causal, **packed),
     ]
 

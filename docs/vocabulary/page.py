@@ -24,8 +24,8 @@ INTRO = """# The spec
 Everything an `AttentionSpec` may say, kind by kind. This page is written from the models (`make docs`); `attncc schema` prints them as a
 JSON schema, `attncc validate SPEC` checks a file.
 
-Scores are `s = scale * q.k`, q and k after the `loads`; the score maps act on them in order, then mask, normalizer, routing, gate. Tokens
-of a grid are flattened row-major. A row that no key is allowed for gives 0 before the gate, never NaN.
+Scores are `s = scale * q.k`, q and k after the `loads`; the score maps act on them in order, then mask, normalizer, factor, routing, gate.
+Tokens of a grid are flattened row-major. A row that no key is allowed for gives 0 before the gate, never NaN.
 """
 
 
@@ -92,4 +92,6 @@ def _value(section: str, value: Any) -> str:
 
 
 def _fields(model: type[BaseModel], name: str) -> str:
-    return f"## {name}\n\n`{signature(model)}`\n\n{inspect.cleandoc(model.__doc__ or '')}\n"
+    """A model's signature, its docstring, and the fields that say something of their own."""
+    described = "".join(f"- `{field}`: {f.description}.\n" for field, f in model.model_fields.items() if f.description)
+    return f"## {name}\n\n`{signature(model)}`\n\n{inspect.cleandoc(model.__doc__ or '')}\n\n{described}"

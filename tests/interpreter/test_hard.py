@@ -101,6 +101,15 @@ HARD: dict[str, Run] = {
         CAUSAL, [40], heads=6, key_heads=3, value_heads=2, batch=2, token_scales=["q", "k", "v"], outputs=BOTH,
         normalizer={"kind": "softmax", "sink": "key_value"},
     ),
+    "weights times a table, on a grid that tiles cross": run(
+        neighborhood([3, 5]), [9, 11], (4, 4), (4, 4), heads=4, value_heads=2, outputs=BOTH,
+        factor={"kind": "relative_bias", "extent": [3, 4], "table": "urpe"}, token_scales=["v"],
+    ),
+    "a ratio times a formula, in classes": run(
+        neighborhood([3, 2], dilation=[3, 2]), [11, 7], (4, 4), (2, 8), heads=2, outputs=BOTH,
+        normalizer={"kind": "positive_ratio", "weight": "softplus"},
+        factor={"kind": "expression", "text": "tanh(slant[h, q]) + 0.25 * float((q + 2 * k) % 5)"},
+    ),
     "scales of values in classes": run(
         neighborhood([3, 2], dilation=[3, 2]), [11, 7], (4, 4), (2, 8), heads=2, value_heads=1, token_scales=["v"],
         normalizer={"kind": "sigmoid"},

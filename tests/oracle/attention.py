@@ -57,6 +57,10 @@ def _dense(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, dtype: t
         shape = (max(len(allowed), len(seen)), max(allowed.shape[1], seen.shape[1]), seen.shape[2], -1)
         allowed = torch.cat([allowed.expand(shape), seen.expand(shape)], dim=-1)
     weights, lse = _normalize(normalizer, scores, allowed, indices(spec, len(q)), inputs)
+    if (factor := spec.get("factor")) is not None:
+        # Of a sink, which stands behind the keys, nothing is said.
+        by_pair = _mapped(spec, factor, scores.new_zeros(()), indices(spec, len(q)), inputs).expand(*scores.shape[:3], k.shape[2])
+        weights = torch.cat([weights[..., : k.shape[2]] * by_pair, weights[..., k.shape[2] :]], dim=-1)
     output, lse = _route(spec.get("routing"), weights @ v, lse, inputs)
     if spec.get("addend"):
         output = output + inputs["addend"].to(output.dtype)
@@ -81,27 +85,30 @@ def _scores(spec: Spec, q: Tensor, k: Tensor, inputs: Inputs) -> Tensor:
     s = q @ k.mT * _scale(spec)
     at = indices(spec, len(q))
     for step in steps:
-        match step["kind"]:
-            case "softcap":
-                s = step["cap"] * torch.tanh(s / step["cap"])
-            case "alibi":
-                s = s - _alibi(step, spec["heads"], at, inputs, s.device).to(s.dtype)
-            case "relative_bias":
-                s = s + _relative_bias(step, at, inputs, s.device).to(s.dtype)
-            case "temperature":
-                s = s * _indexed(step["table"], step["index"], at, inputs).to(s.dtype)
-            case "bias":
-                s = s + _indexed(step["table"], step["index"], at, inputs).to(s.dtype)
-            case "dense_bias":
-                s = s + inputs[step.get("table", "bias")].to(s.dtype)
-            case "t5_bias":
-                buckets = t5_buckets(step, int(at["nq"]), int(at["nk"]))
-                s = s + inputs[step.get("table", "t5_bias")][:, torch.from_numpy(buckets).to(s.device)].to(s.dtype)
-            case "expression":
-                s = _expression(step, s, at, inputs)
-            case kind:
-                raise ValueError(f"score map {kind!r} is unknown, or not in its place")
+        s = _mapped(spec, step, s, at, inputs)
     return s
+
+
+def _mapped(spec: Spec, step: Spec, s: Tensor, at: Indices, inputs: Inputs) -> Tensor:
+    match step["kind"]:
+        case "softcap":
+            return step["cap"] * torch.tanh(s / step["cap"])
+        case "alibi":
+            return s - _alibi(step, spec["heads"], at, inputs, s.device).to(s.dtype)
+        case "relative_bias":
+            return s + _relative_bias(step, at, inputs, s.device).to(s.dtype)
+        case "temperature":
+            return s * _indexed(step["table"], step["index"], at, inputs).to(s.dtype)
+        case "bias":
+            return s + _indexed(step["table"], step["index"], at, inputs).to(s.dtype)
+        case "dense_bias":
+            return s + inputs[step.get("table", "bias")].to(s.dtype)
+        case "t5_bias":
+            buckets = t5_buckets(step, int(at["nq"]), int(at["nk"]))
+            return s + inputs[step.get("table", "t5_bias")][:, torch.from_numpy(buckets).to(s.device)].to(s.dtype)
+        case "expression":
+            return _expression(step, s, at, inputs)
+    raise ValueError(f"score map {step['kind']!r} is unknown, or not in its place")
 
 
 def _token_scale(spec: Spec, side: str, inputs: Inputs, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def random_inputs(
         for name, axes in dict(table_axes(spec.get("mask", {"kind": "full"}))).items()
     }
     table_dtype = torch.promote_types(dtype, torch.float32)
-    for step in spec.get("scores", []):
+    for step in [*spec.get("scores", []), *([spec["factor"]] if spec.get("factor") else [])]:
         for name, shape in _float_tables(step, size, rng).items():
             inputs[name] = shape if isinstance(shape, Tensor) else normal(shape, table_dtype)
             inputs[name] = inputs[name].abs() if step["kind"] == "alibi" else inputs[name]

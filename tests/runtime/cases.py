@@ -213,6 +213,32 @@ CASES: dict[str, tuple[Json, list[int]]] = {
     ),
     "head scale": (spec([40], mask=CAUSAL, heads=4, gate=GATE, routing={"kind": "head_scale", "per_batch": True}), []),
     "head mask": (spec([40], mask=CAUSAL, heads=4, outputs=WITH_LSE, routing={"kind": "head_mask", "per_batch": False}), []),
+    "weights times a relative table": (
+        spec([150], mask=CAUSAL, heads=6, key_heads=3, value_heads=2, factor={"kind": "relative_bias", "extent": [40], "table": "urpe"},
+             scores=[{"kind": "alibi", "slopes": None, "trainable": True}], outputs=WITH_LSE, token_scales=["v"],
+             normalizer={"kind": "softmax", "sink": "key_value"}),
+        [],
+    ),
+    "weights times buckets, of documents": (
+        spec([None], mask={"kind": "and", "masks": [SEGMENTS, CAUSAL]}, factor={"kind": "t5_bias", "buckets": 8, "max_distance": 20}),
+        [130],
+    ),
+    "a ratio times a dense factor": (
+        spec([11, 13], mask={"kind": "disc", "radius": 4}, heads=4, value_heads=2, outputs=WITH_LSE,
+             normalizer={"kind": "positive_ratio", "weight": "elu_plus_one", "epsilon": 0.25},
+             factor={"kind": "dense_bias", "table": "share", "per_batch": False}),
+        [],
+    ),
+    "means times a factor": (
+        spec([70], mask={"kind": "window", "left": 9, "right": 30}, normalizer={"kind": "relu", "divisor": "allowed"}, heads=4,
+             factor={"kind": "bias", "index": ["b", "h", "k"], "table": "share"}, routing={"kind": "relu", "shared": 1}),
+        [],
+    ),
+    "dilated, sigmoid weights times a formula": (
+        spec([11, 13], mask=neighborhood([3, 5], [1, 2], [3, 2], [False, True]), normalizer={"kind": "sigmoid"},
+             factor={"kind": "expression", "text": "tanh(slant[h, q]) + 0.25 * float((q + 2 * k) % 5)"}),
+        [],
+    ),
     "token scales": (
         spec([None], heads=6, key_heads=3, value_heads=2, mask=CAUSAL, token_scales=["q", "k", "v"], outputs=WITH_LSE,
              normalizer={"kind": "softmax", "sink": "key_value"}),

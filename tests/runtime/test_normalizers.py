@@ -307,7 +307,13 @@ def test_bad_fields_are_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "nearest"), [("sparsemax", "entmax with alpha 2"), ("differential", "one spec for each branch"), ("linear", "elu_plus_one")]
+    ("kind", "nearest"),
+    [
+        ("sparsemax", "entmax with alpha 2"),
+        ("differential", "one spec for each branch"),
+        ("urpe", "the spec's factor"),
+        ("linear", "elu_plus_one"),
+    ],
 )
 def test_rows_of_no_single_walk_are_refused_by_name(kind: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"normalizer: {kind} is not built: its rows keep .* Nearest supported: .*{nearest}"):

@@ -108,6 +108,15 @@ def test_sums_and_counts_cost() -> None:
         assert work.mask_work(mean).fma == work.mask_work(relu).fma + counted
 
 
+def test_factors_of_weights_cost() -> None:
+    def fma(**fields: Any) -> float:
+        return work.score_work(plan(line(mask=CAUSAL, **fields), "h100", (128,), (128,)).kernels[0]).fma
+
+    by_pair = scores.Expression(text="float(q - k) * 0.5")
+    assert fma(factor=scores.Bias(index=("k",))) == fma() + 1
+    assert fma(factor=by_pair) == fma() + 2
+
+
 def test_score_maps_and_predicates_cost() -> None:
     plain = work.score_work(plan(line(), "h100").kernels[0])
     capped = work.score_work(plan(line(scores=(scores.Softcap(cap=30.0),)), "h100").kernels[0])

@@ -13,7 +13,7 @@ from torch import Tensor
 from attncc.runtime.blocked.bands import BandPlan
 from attncc.runtime.blocked.block import attend, attend_backward
 from attncc.runtime.blocked.roots import solve, solve_backward
-from attncc.runtime.blocked.rules import SAFE_SCORE, Pointwise, Root, Rules, ScoreMap, TableSums, TileMask
+from attncc.runtime.blocked.rules import SAFE_SCORE, Factor, Pointwise, Root, Rules, ScoreMap, TableSums, TileMask, trained_tables
 from attncc.runtime.blocked.strips import HeadTensors, Strip, plan_strips
 from attncc.runtime.blocked.tiles import Slots, TilePlan, TileRun
 from attncc.runtime.blocked.workers import Turn, host_reads, run_tasks, worker_count
@@ -37,6 +37,7 @@ class Problem:
     mask: TileMask | None = None
     whole: bool = True
     root: Root | None = None
+    weight_factor: Factor | None = None
 
     @property
     def slots(self) -> Slots | None:
@@ -129,10 +130,10 @@ def _backward_tasks(problem: Problem, rules: Rules, operands: HeadTensors) -> di
     """Run the backward tasks; returns the gradients of the trained tables."""
     workers = worker_count(rules.like.device)
     tasks = problem.tasks(workers)
-    tables = TableSums(problem.scores, rules.dtype).tables
+    tables = TableSums(problem.scores, problem.weight_factor, rules.dtype).tables
     turns = _turns(problem, tasks, bool(tables))
     run_tasks([partial(_backward_task, rules, operands, tables, *task) for task in zip(tasks, turns, strict=True)], workers)
-    trained = {} if problem.scores is None else problem.scores.trained
+    trained = trained_tables(problem.scores, problem.weight_factor)
     return {name: total.to(trained[name].dtype) for name, total in tables.items()}
 
 
@@ -151,7 +152,7 @@ def _turns(problem: Problem, tasks: Sequence[Task], one_by_one: bool) -> list[Tu
 @torch.no_grad()
 def _backward_task(rules: Rules, operands: HeadTensors, tables: dict[str, Tensor], task: Task, turn: Turn) -> None:
     try:
-        sums = TableSums(rules.scores, rules.dtype)
+        sums = TableSums(rules.scores, rules.weight_factor, rules.dtype)
         loaded = task.load(rules, operands)
         for block in loaded.blocks():
             (attend_backward if rules.root is None else solve_backward)(rules, block, sums)
@@ -176,7 +177,8 @@ def _rules(problem: Problem, q: Tensor, k: Tensor) -> Rules:
         bound = problem.scores.bound
         finite = finite and problem.scores.finite and all(math.isfinite(float(table.sum())) for table in problem.scores.tables)
     like = torch.empty(0, dtype=dtype, device=q.device)
-    return Rules(problem.scale, problem.scores, problem.pointwise, bound <= SAFE_SCORE, finite, like, problem.mask, problem.root)
+    given = (problem.mask, problem.root, problem.weight_factor)
+    return Rules(problem.scale, problem.scores, problem.pointwise, bound <= SAFE_SCORE, finite, like, *given)
 
 
 def _longest(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -69,6 +69,8 @@ def attend(rules: Rules, block: Block) -> None:
             weights = _masked(rules, rules.pointwise.value(s), piece)
             if rules.pointwise.total is not None:
                 state.add(weights.sum(-1, keepdim=True) if rules.pointwise.total == "weights" else _keys(s, piece))
+        if rules.weight_factor is not None:
+            weights = weights * _factor(rules, piece)
         state.accumulate(weights.reshape(piece.v.shape[0], -1, s.shape[-1]), piece.v)
     if state.acc is None:
         out.zero_()
@@ -147,6 +149,11 @@ def _masked(rules: Rules, x: Tensor, piece: Piece) -> Tensor:
     x = x.clone(memory_format=torch.contiguous_format)
     _mask(rules, x, piece, 0.0)
     return x
+
+
+def _factor(rules: Rules, piece: Piece) -> Tensor:
+    assert piece.place is not None
+    return rules.factor_at(piece.place)
 
 
 def _keys(s: Tensor, piece: Piece) -> Tensor:
@@ -238,7 +245,7 @@ def _score_gradients(
     rowwise: tuple[Tensor, Tensor | None, Tensor | None],
     sums: TableSums,
 ) -> tuple[Tensor, Tensor]:
-    """Weights of one piece and the gradient of its scaled scores, both [*lead, rows, columns]."""
+    """Weights of one piece, times their factor, and the gradient of its scaled scores, both [*lead, rows, columns]."""
     grad_out, delta, lse = rowwise
     raw = raw_scores(rules, block, piece, "scores")
     s = mapped(rules, raw, piece)
@@ -250,10 +257,25 @@ def _score_gradients(
         weights, slopes = (_masked(rules, f(s), piece) for f in (rules.pointwise.value, rules.pointwise.slope))
         if delta is not None and lse is not None:
             weights, slopes = weights * lse, slopes * lse
+        summed = _times_factor(rules, piece, weights, ds, sums)
+        if delta is not None and lse is not None:
             ds.sub_(delta)
         ds.mul_(slopes)
     else:
         weights = (s if lse is None else torch.threshold_(s.sub_(lse), LEAST_EXPONENT, -math.inf)).exp2_()
         assert delta is not None
+        summed = _times_factor(rules, piece, weights, ds, sums)
         ds.sub_(delta).mul_(weights)
-    return weights, through_maps(rules, raw, ds, piece, sums)
+    return summed, through_maps(rules, raw, ds, piece, sums)
+
+
+def _times_factor(rules: Rules, piece: Piece, weights: Tensor, grads: Tensor, sums: TableSums) -> Tensor:
+    """Weights times their factor; what `grads` says of these becomes, in place, what it says of the weights."""
+    if rules.weight_factor is None:
+        return weights
+    by_pair = _factor(rules, piece)
+    if rules.weight_factor.trained:
+        assert piece.place is not None
+        sums.multiplied(weights * grads, piece.place)
+    grads.mul_(by_pair)
+    return weights * by_pair

@@ -20,7 +20,7 @@ from attncc.ir.intervals import interval, may_be_infinite
 from attncc.ir.rows import SCORE
 from attncc.ir.values import evaluate, evaluate_all
 from attncc.passes.tiles import Shape
-from attncc.runtime.blocked.rules import Pointwise, Root, ScoreMap, Total, Where
+from attncc.runtime.blocked.rules import Factor, Pointwise, Root, ScoreMap, Total, Where
 from attncc.runtime.operands import Operands
 
 Env = dict[str, Any]
@@ -162,6 +162,26 @@ class _Chain:
                 scatter(grads[read.value.name], index, _product(grad, slope, _slope(value, read)))
             grad = grad if _is_one(slopes[0]) else _product(grad, slopes[0], _slope(value, SCORE)).to(self.dtype)
         return grad
+
+
+def weight_factor(graph: Graph, operands: Operands) -> Factor | None:
+    """What weights are multiplied by, if anything."""
+    value = next((n.get("factor") for n in graph.find(GraphOp.COMBINE)), None)
+    if value is None:
+        return None
+    places = Places.of(graph, operands)
+
+    def at(where: Where) -> Tensor:
+        return _tensor(evaluate(value, places.env(where), places.arrays), where.q.device).to(operands.compute)
+
+    def vjp(grad: Tensor, where: Where, grads: Mapping[str, Tensor]) -> None:
+        env = places.env(where)
+        for read in reads(value, frozenset(grads)):
+            slope = evaluate(_slope(value, read), env, places.arrays)
+            scatter(grads[read.value.name], evaluate_all(read.args, env, places.arrays), _product(grad, slope, _slope(value, read)))
+
+    trained = {t.name: operands.tables[t.name] for t in tables(value) if t.name in operands.trained}
+    return Factor(at, vjp, _steady(value), trained)
 
 
 @lru_cache(maxsize=1024)

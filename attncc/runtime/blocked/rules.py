@@ -58,39 +58,74 @@ class ScoreMap:
     trained: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Factor:
+    """What the weight of each pair is multiplied by once it is in what its row divides by: `value(where)`.
+
+    `vjp(grad, where, grads)` adds the gradients of the `trained` tables to `grads`, from that of the value. A `steady` one depends on the
+    shape of the positions only.
+    """
+
+    value: Callable[[Where], Tensor]
+    vjp: Callable[[Tensor, Where, dict[str, Tensor]], None]
+    steady: bool = False
+    trained: dict[str, Tensor] = field(default_factory=dict)
+
+
+def trained_tables(scores: ScoreMap | None, factor: Factor | None) -> dict[str, Tensor]:
+    """The tables whose gradients come from pairs."""
+    return {name: x for each in (scores, factor) if each is not None for name, x in each.trained.items()}
+
+
 class TableSums:
     """One task's share of the gradients of trained tables.
 
-    Where an additive map is steady, blocks of one shape read the same entries: their gradients are added up before they are
-    scattered, which costs many times as much.
+    Where an additive map or a factor is steady, blocks of one shape read the same entries: their gradients are added up before they
+    are scattered, which costs many times as much.
     """
 
-    def __init__(self, scores: ScoreMap | None, dtype: torch.dtype) -> None:
-        self.scores = scores
-        trained = {} if scores is None else scores.trained
-        self.tables = {name: torch.zeros(x.shape, dtype=dtype, device=x.device) for name, x in trained.items()}
-        self._waiting: dict[object, tuple[Where, Tensor]] = {}
+    def __init__(self, scores: ScoreMap | None, factor: Factor | None, dtype: torch.dtype) -> None:
+        self.scores, self.factor = scores, factor
+        self.tables = {n: torch.zeros(x.shape, dtype=dtype, device=x.device) for n, x in trained_tables(scores, factor).items()}
+        self._waiting: dict[object, tuple[Scatter, Where, Tensor]] = {}
 
     def through(self, s: Tensor, grad: Tensor, place: Place) -> Tensor:
         """The gradient of scaled scores from that of the mapped ones, as `ScoreMap.vjp`."""
-        assert self.scores is not None
-        if self.scores.offset is None or (self.tables and (place.shape is None or not self.scores.steady)):
-            return self.scores.vjp(s, grad, place.where(), self.tables)
-        if place.shape in self._waiting:
-            self._waiting[place.shape][1].add_(grad)
-        elif self.tables:
-            if sum(x.nbytes for _, x in self._waiting.values()) > KEPT_BYTES:
-                self.finish()
-            self._waiting[place.shape] = (place.where(), grad.clone())
+        scores = self.scores
+        assert scores is not None
+        if scores.offset is None:
+            return scores.vjp(s, grad, place.where(), self.tables)
+        if scores.trained:  # of a map that adds, the score's gradient stays what it is
+            self._take("scores", lambda grad, where, grads: scores.vjp(grad, grad, where, grads), scores.steady, grad, place)
         return grad
+
+    def multiplied(self, grad: Tensor, place: Place) -> None:
+        """Takes the gradient of the factor of each pair."""
+        assert self.factor is not None
+        self._take("factor", self.factor.vjp, self.factor.steady, grad, place)
+
+    def _take(self, whose: str, scatter: Scatter, steady: bool, grad: Tensor, place: Place) -> None:
+        if place.shape is None or not steady:
+            scatter(grad, place.where(), self.tables)
+            return
+        key = (whose, place.shape)
+        if key in self._waiting:
+            self._waiting[key][2].add_(grad)
+            return
+        if sum(x.nbytes for _, _, x in self._waiting.values()) > KEPT_BYTES:
+            self.finish()
+        self._waiting[key] = (scatter, place.where(), grad.clone())
 
     def finish(self) -> dict[str, Tensor]:
         """The gradients by name, with all that waited."""
-        for where, grad in self._waiting.values():
-            assert self.scores is not None
-            self.scores.vjp(grad, grad, where, self.tables)
+        for scatter, where, grad in self._waiting.values():
+            scatter(grad, where, self.tables)
         self._waiting.clear()
         return self.tables
+
+
+Scatter = Callable[[Tensor, Where, dict[str, Tensor]], object]
+"""Adds the gradients of tables, from that of what pairs read of them."""
 
 
 Total = Literal["keys", "weights"]
@@ -191,7 +226,9 @@ class Rules:
     like: Tensor
     mask: TileMask | None = None
     root: Root | None = None
+    weight_factor: Factor | None = None
     offsets: Kept = field(default_factory=Kept)
+    factors: Kept = field(default_factory=Kept)
     _local: threading.local = field(default_factory=threading.local)
 
     @property
@@ -223,6 +260,19 @@ class Rules:
     def base(self) -> float:
         """The factor that brings scores to the base of the exponential that follows."""
         return LOG2E if self.pointwise is None and self.root is None else 1.0
+
+    @property
+    def places(self) -> bool:
+        """Whether blocks need to know their positions."""
+        return self.scores is not None or self.weight_factor is not None
+
+    def factor_at(self, place: Place) -> Tensor:
+        """What weights are multiplied by."""
+        factor = self.weight_factor
+        assert factor is not None
+        if place.shape is None or not factor.steady:
+            return factor.value(place.where())
+        return self.factors(place.shape, self.like.device, lambda: factor.value(place.where()))
 
     def offset(self, place: Place) -> Tensor:
         """What an additive map adds to scores, which are in their base already."""

@@ -186,7 +186,7 @@ class LoadedStrip:
     def _piece(self, tile: AxisTile, parts: list[Part], first: int, a: int, b: int) -> Piece:
         """Columns [a, b) of the tile's key run, which begins at row `first` of the strip's keys."""
         run = {name: x.narrow(1, first + a, b - a) for name, x in self.keys.items()}
-        place = None if self.rules.scores is None else self._place(tile, a, b)
+        place = self._place(tile, a, b) if self.rules.places else None
         return Piece(run["k"], run["v"], _clip(parts, a, b), place, run.get("dk"), run.get("dv"))
 
     def _place(self, tile: AxisTile, a: int, b: int) -> Place:

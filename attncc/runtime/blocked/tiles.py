@@ -221,7 +221,7 @@ class LoadedRun:
             dk, dv = (self._own_sum(name, x, index, a) for name, x in self.operands.sums.items())
         full = max(self.run.full - a, 0)
         parts = [] if full >= b - a else [self._part(columns[:, full:], full, (a, b))]
-        place = None if self.rules.scores is None else Place(partial(self._where, columns, self.run.heads))
+        place = Place(partial(self._where, columns, self.run.heads)) if self.rules.places else None
         return Piece(k, v, parts, place, dk, dv)
 
     def _key_tiles(self, name: str, x: Tensor, index: Tensor) -> Tensor:
