@@ -136,6 +136,13 @@ RUNTIME: tuple[Fault, ...] = (
         ("tests/runtime/test_blocked.py::test_workers_start_no_threads_of_their_own",),
     ),
     Fault(
+        "blocked: block masks kept by the shapes of tables",
+        f"{BLOCKED}/listed.py",
+        "values.dtype.str, values.tobytes()",
+        "values.dtype.str, bytes(values.nbytes)",
+        (f"{TESTS}::test_a_block_mask_is_made_once_for_what_tables_hold",),
+    ),
+    Fault(
         "blocked: keys that fill up a tile count",
         f"{BLOCKED}/tiles.py",
         "return allowed if keys.full and every_column else",

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import attncc
 from attncc import AttentionSpec, masks, normalizers, scores
 from attncc.ir.expr import Expr, Kind, Op, Table, apply, clamp, load, var
-from attncc.runtime.blocked import attention, run_backward, run_forward
+from attncc.passes.block_mask import BlockMask, block_mask
+from attncc.runtime.blocked import attention, listed, run_backward, run_forward
 from attncc.runtime.blocked.bands import AxisBand, BandPlan, plan_bands
 from attncc.runtime.blocked.formulas import _steady
 from attncc.runtime.blocked.problem import problem
@@ -191,6 +192,32 @@ def test_heads_computed_apart_keep_biases_of_their_own(monkeypatch: pytest.Monke
     found = problem(case.kernel().plan.kernels[0], Operands(case.q, case.k, case.v, {"alibi_slopes": torch.ones(3)}, (40,), (40,)))
     assert all(len(task.heads) == 1 for task in found.tasks(1))
     torch.testing.assert_close(case.run()["output"], case.oracle()["output"], rtol=0, atol=1e-12)
+
+
+def test_a_block_mask_is_made_once_for_what_tables_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tensors with the same labels share it; labels changed in place are other labels, and hurt no one who had them before."""
+    made: list[Any] = []
+
+    def counted(*given: Any) -> BlockMask:
+        made.append(given)
+        return block_mask(*given)
+
+    monkeypatch.setattr(listed, "block_mask", counted)
+    draw = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(2, 2, 300, 8, generator=draw, dtype=torch.float64) for _ in range(3))
+    spec = AttentionSpec(tokens=(300,), heads=2, head_dim=8, dtype="float64", mask=masks.Segments())
+    compiled, given = attncc.compile(spec, "cpu"), torch.randint(0, 7, (2, 300), generator=draw).int()
+
+    def held(labels: torch.Tensor) -> bool:
+        allowed = (labels[:, :, None] == labels[:, None])[:, None]
+        want = (q @ k.mT / 8**0.5).masked_fill(~allowed, -torch.inf).softmax(-1) @ v
+        return torch.allclose(compiled(q, k, v, segments=labels), want, rtol=0, atol=1e-12)
+
+    assert held(given) and held(given.clone()) and len(made) == 1
+    before = given.clone()
+    given += torch.arange(300).int() % 2
+    assert held(given) and len(made) == 2
+    assert held(before) and len(made) == 2
 
 
 @pytest.mark.parametrize("bounded", [True, False])

@@ -1,7 +1,8 @@
 """Tile plans of a call, for masks that are no bands.
 
-Where the host may read the mask's tables, the block mask says which tiles to visit; without tables it is made once. On other devices
-the host must not wait for tables: there every tile that the bands leave is visited under its mask.
+Where the host may read the mask's tables, the block mask says which tiles to visit. It is made once for the same lengths and contents of
+tables: the layers of a model share their documents. On other devices the host must not wait for tables: there every tile that the
+bands leave is visited under its mask.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from attncc.runtime.blocked.workers import host_reads
 from attncc.runtime.operands import Operands
 
 Plans = list[tuple[range, TilePlan]]
+Contents = tuple[tuple[str, Shape, str, bytes], ...]
+"""Tables by name, shape, type and bytes."""
+MOST_KEPT = 1 << 20
+"""Bytes of tables whose block mask is kept; to compare many more takes long."""
 
 
 def routed_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands, kept: Tensor) -> tuple[Plans, TileMask]:
@@ -40,25 +45,36 @@ def routed_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands, kept: 
 def tile_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands) -> tuple[Plans, TileMask]:
     """Plans over the flattened (batch, head) range, one for each part of it with lists of its own, and the mask of partial tiles."""
     batch, heads, device = *operands.q.shape[:2], operands.q.device
-    if not mask.reads:
-        return _known(kernel, mask.query, mask.key, batch, heads, device)
+    if not mask.reads or host_reads(device):
+        contents = tuple(map(_content, (t.name for t in mask.reads), (operands.tables[t.name] for t in mask.reads)))
+        small = sum(len(data) for *_, data in contents) <= MOST_KEPT
+        make = _of_lengths if not contents else _of_contents if small else _read
+        return make(kernel, mask.query, mask.key, batch, heads, device, contents)
     places = Places.of(kernel.graph, operands)
-    if host_reads(device):
-        values = {t.name: operands.tables[t.name].numpy() for t in mask.reads}
-        found = block_mask(mask, *_sides(kernel, mask), values, batch, heads)
-        return _ranged(found, batch, heads, device), TileMask(partial(places.allowed, mask.predicate), False)
     by_head = mask.varies_with("b") or mask.varies_with("h")
     plan = _candidates(kernel, mask.query, mask.key, device)
     return [(range(batch * heads), plan)], TileMask(partial(places.allowed, mask.predicate), by_head)
 
 
-@lru_cache(maxsize=64)
-def _known(kernel: KernelPlan, query: Shape, key: Shape, batch: int, heads: int, device: torch.device) -> tuple[Plans, TileMask]:
-    """Plans of a mask that the lengths decide."""
+def _content(name: str, table: Tensor) -> tuple[str, Shape, str, bytes]:
+    values = table.numpy()
+    return name, values.shape, values.dtype.str, values.tobytes()
+
+
+def _read(
+    kernel: KernelPlan, query: Shape, key: Shape, batch: int, heads: int, device: torch.device, contents: Contents
+) -> tuple[Plans, TileMask]:
+    """Plans of a mask that lengths and what tables hold decide."""
     mask = bind(kernel.graph, query, key)
-    found = block_mask(mask, *_sides(kernel, mask), None, batch, heads)
-    places = Places(query, key, mask.order, {}, torch_arrays())
+    values = {name: np.frombuffer(bytearray(data), dtype).reshape(shape) for name, shape, dtype, data in contents}
+    found = block_mask(mask, *_sides(kernel, mask), values or None, batch, heads)
+    known = {name: torch.from_numpy(x).to(device) for name, x in values.items()}
+    places = Places(query, key, mask.order, known, torch_arrays())
     return _ranged(found, batch, heads, device), TileMask(partial(places.allowed, mask.predicate), False)
+
+
+_of_lengths = lru_cache(maxsize=64)(_read)
+_of_contents = lru_cache(maxsize=4)(_read)  # each keeps the masks of its tiles too
 
 
 @lru_cache(maxsize=64)
