@@ -69,7 +69,7 @@ class AttentionSpec(Part):
     normalizer: NormalizerSpec = Field(default_factory=Softmax)
     factor: Factor | None = Field(
         default=None,
-        description="what normalized weights are multiplied by: the table of a score map that would add it, as in "
+        description="what normalized weights are multiplied by, finite: the table of a score map that would add it, as in "
         '`scores.RelativeBias(extent=(128,), table="urpe")`, or an expression without `s`. Rows no longer add up to 1; lse and sinks stay '
         "as they are. So URPE (Luo et al., arXiv 2205.13401)",
     )
