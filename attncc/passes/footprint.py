@@ -37,8 +37,8 @@ class Comfort:
     """What a matrix unit leaves a thread: tiles may take `registers` of it, score maps and long weights cost `maps` registers a score.
 
     `keys` weighs values of keys and what a mask beside its bands computes, `coordinates` those of keys in grids of more than one axis,
-    `reads` the indices by which maps read tables pair by pair. In registers, for addresses: `chunks` of each part of a row beyond its
-    first power of two of columns, `loads` of queries that are normed or turned on their way, `dense` of a table with an entry a pair,
+    `reads` the indices by which maps read tables pair by pair, `factors` what weights are multiplied by beside maps. In registers, for
+    addresses: `chunks` of each part of a row beyond its first power of two of columns, `loads` of queries that are normed or turned on their way, `dense` of a table with an entry a pair,
     `packed` of a gate whose logits lie head by head in a row, `gathered` of rows that are routed one by one, beside a root. `turned`
     bounds the columns that a thread may norm and turn where that is hard.
     `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. Pipelines
@@ -50,6 +50,7 @@ class Comfort:
     maps: float = 0.5
     keys: float = 0.0
     reads: float = 1.0
+    factors: float = 0.0
     coordinates: float = 0.0
     chunks: int = 0
     loads: int = 0
@@ -73,7 +74,7 @@ COMFORT = {
     # Accumulators pass through registers whole.
     ("tcgen05", 2): Comfort(140, maps=1.0, keys=1.0, dense=40, packed=24, turned=40, root_stages=2, registers_asked=255),
     # Eight warps halve the registers of a thread.
-    ("mfma", 2): Comfort(144, maps=1.0, keys=1.5, reads=1.75, coordinates=2.0, chunks=8, loads=16, warps=(4,)),
+    ("mfma", 2): Comfort(144, maps=1.0, keys=1.5, reads=1.75, factors=1.75, coordinates=2.0, chunks=8, loads=16, warps=(4,)),
     # A float32 product on NVIDIA keeps both halves of its operands in registers: small tiles, few columns at once.
     ("mma", 4): Comfort(
         80,
@@ -295,7 +296,7 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     words += scores * _dense_tables(body)
     if _dense_tables(body) and any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK)):
         words += scores  # what a partial tile's mask computes lives beside the table's offsets
-    words += int(scores * limit.reads * _index_registers(body))
+    words += int(scores * (limit.reads * _index_registers(body) + limit.factors * bool(_factors(body) and body.find(GraphOp.MAP))))
     words += c.q_rows * key_width * size // 4 if units.matrix in ("mma", "mfma") else 0
     parts = sum(width.bit_count() - 1 for width in (key_width, value_width) if width)
     addresses = limit.chunks * parts + limit.loads * bool(loads_of(body, "q")) + limit.dense * _dense_tables(body)

@@ -24,6 +24,7 @@ def specs(head_dim: int) -> Iterator[tuple[str, AttentionSpec]]:
     yield "causal", spec()
     yield "causal, softcap", spec(scores=capped)
     yield "causal, ALiBi", spec(scores=(scores.Alibi(),))
+    yield "causal, URPE", spec(factor=scores.RelativeBias(extent=(512,), table="urpe"))
     yield "causal, rotary", spec(loads=(loads.Rotary(),))
     yield "causal, normed and rotary", spec(loads=(loads.QKNorm(weights=True), loads.Rotary()))
     yield "causal, gated", spec(gate=gates.Output())
