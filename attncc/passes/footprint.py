@@ -38,11 +38,11 @@ class Comfort:
 
     `keys` weighs values of keys and what a mask beside its bands computes, `coordinates` those of keys in grids of more than one axis,
     `reads` the indices by which maps read tables pair by pair, `factors` what weights are multiplied by beside maps. In registers, for
-    addresses: `chunks` of each part of a row beyond its first power of two of columns, `loads` of queries that are normed or turned on their way, `dense` of a table with an entry a pair,
-    `packed` of a gate whose logits lie head by head in a row, `gathered` of rows that are routed one by one, beside a root. `turned`
-    bounds the columns that a thread may norm and turn where that is hard.
-    `key_words` and `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. Pipelines
-    have at most `most_stages`, of rows routed one by one `gathered_stages`, of a table's tiles beside a root `root_stages`.
+    addresses: `chunks` of each part of a row beyond its first power of two of columns, `loads` of queries that are normed or turned on
+    their way, `dense` of a table with an entry a pair, `packed` of a gate whose logits lie head by head in a row, `gathered` of rows that
+    are routed one by one, beside a root. `turned` bounds the columns that a thread may norm and turn where that is hard. `key_words` and
+    `query_words` bound the elements of a key and of a query tile, `columns` those multiplied at once. Pipelines have at most
+    `most_stages`, of rows routed one by one `gathered_stages`, of a table's tiles beside a root `root_stages`.
     `registers_asked` is demanded of the assembler, which left alone keeps a few on the stack around the loops to let a second block in.
     """
 
