@@ -50,7 +50,7 @@ def test_cases_are_named_once_and_cover_what_kernels_can_do() -> None:
     assert {score.kind for case in found for score in case.spec.scores} >= {"softcap", "alibi", "relative_bias"}
     assert {case.spec.mask.kind for case in found} >= {"causal", "sliding_window", "and", "neighborhood"}
     assert {case.spec.grid.rank for case in found} == {1, 2, 3}
-    for feature in ("gate", "key_heads", "loads", "routing", "token_scales", "addend"):
+    for feature in ("gate", "key_heads", "loads", "routing", "token_scales", "addend", "factor"):
         assert any(getattr(case.spec, feature) for case in found)
     assert any(case.lengths for case in found)
     quick = [case for case in found if case.quick]
