@@ -59,7 +59,8 @@ def _dense(spec: Spec, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, dtype: t
     weights, lse = _normalize(normalizer, scores, allowed, indices(spec, len(q)), inputs)
     if (factor := spec.get("factor")) is not None:
         # Of a sink, which stands behind the keys, nothing is said.
-        by_pair = _mapped(spec, factor, scores.new_zeros(()), indices(spec, len(q)), inputs).expand(*scores.shape[:3], k.shape[2])
+        by_pair = torch.as_tensor(_mapped(spec, factor, scores.new_zeros(()), indices(spec, len(q)), inputs), dtype=scores.dtype)
+        by_pair = by_pair.expand(*scores.shape[:3], k.shape[2])
         weights = torch.cat([weights[..., : k.shape[2]] * by_pair, weights[..., k.shape[2] :]], dim=-1)
     output, lse = _route(spec.get("routing"), weights @ v, lse, inputs)
     if spec.get("addend"):
