@@ -382,7 +382,7 @@ BAD_SPECS = {
                 ({"kind": "t5_bias", "table": "T"}, "table: string should match pattern"),
                 ({"kind": "expression"}, "text: is missing"),
                 ({"kind": "expression", "text": "s + w[1]"}, "text: table 'w' must be indexed by b, h, q and k alone"),
-                ({"kind": "expression", "text": "q < k"}, "text: a score must be a float, this one is bool"),
+                ({"kind": "expression", "text": "q < k"}, "text: must be a float, this one is bool"),
                 ({"kind": "expression", "text": "s", "tables": [{"name": "T", "shape": [2]}]}, "tables.0.name: string should match"),
                 ({"kind": "expression", "text": "s", "tables": [{"name": "t", "shape": []}]}, "tables.0.shape: needs at least 1"),
                 ({"kind": "expression", "text": "s", "tables": [{"name": "t", "shape": [2], "kind": "x"}]}, "tables.0.kind: should be"),

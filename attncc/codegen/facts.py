@@ -8,7 +8,20 @@ from math import prod
 from typing import Any
 
 from attncc.ir.expr import Expr, Table, const, tables
-from attncc.ir.graph import ROW_INPUTS, Graph, GraphOp, Node, loads_of, logit_share, reduction, row_class, sink_names, statistic, table_of
+from attncc.ir.graph import (
+    ROW_INPUTS,
+    Graph,
+    GraphOp,
+    Node,
+    loads_of,
+    logit_share,
+    reduction,
+    row_class,
+    sink_names,
+    statistic,
+    table_of,
+    weight_factor,
+)
 from attncc.ir.intervals import may_be_infinite
 from attncc.passes.footprint import comfort, registers_asked
 from attncc.passes.plan import KernelPlan
@@ -189,8 +202,8 @@ class Facts:
 
     @cached_property
     def factor(self) -> Expr | None:
-        """What the weight of each pair is multiplied by once it is in what rows divide by."""
-        return next((n.get("factor") for n in self.body.find(GraphOp.COMBINE)), None)
+        """What the weight of each pair is multiplied by."""
+        return weight_factor(self.body)
 
     @property
     def divisor(self) -> Expr | None:

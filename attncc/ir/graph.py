@@ -276,6 +276,11 @@ def reduction(graph: Graph) -> Node:
     return next(n for n in graph.nodes() if n.op in (GraphOp.WEIGHTS, GraphOp.ROOT))
 
 
+def weight_factor(graph: Graph) -> Expr | None:
+    """What the weight of each pair is multiplied by, once it is in what its row divides by; None where it stays."""
+    return next((n.get("factor") for n in graph.find(GraphOp.COMBINE)), None)
+
+
 def row_class(graph: Graph) -> str:
     """What a row keeps from key to key: `attncc.ir.rows`."""
     return str(reduction(graph).get("row_class", "root"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from attncc.ir.expr import Expr, Kind, Op, const, nodes, variables
-from attncc.ir.graph import Graph, GraphOp, gathers, loads_of, reduction, row_class, source
+from attncc.ir.graph import Graph, GraphOp, gathers, loads_of, reduction, row_class, source, weight_factor
 from attncc.targets import Target
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -226,11 +226,12 @@ def _reads(body: Graph) -> set[Expr]:
 
 
 def _values(body: Graph) -> list[Expr]:
-    return [*(n["value"] for n in body.find(GraphOp.MAP)), *(n["residual"] for n in body.find(GraphOp.MASK)), *_factors(body)]
+    return [*(n["value"] for n in body.find(GraphOp.MAP)), *(n["residual"] for n in body.find(GraphOp.MASK)), *_factor(body)]
 
 
-def _factors(body: Graph) -> list[Expr]:
-    return [n["factor"] for n in body.find(GraphOp.COMBINE) if n.get("factor") is not None]
+def _factor(body: Graph) -> list[Expr]:
+    factor = weight_factor(body)
+    return [] if factor is None else [factor]
 
 
 def _index_registers(body: Graph) -> float:
@@ -291,12 +292,12 @@ def thread_registers(body: Graph, c: Configuration, target: Target) -> int:
     key_width, value_width = widths(body)
     size = element_bytes(body)
     scores = c.q_rows * c.k_rows
-    steps = bool(body.find(GraphOp.MAP)) + _weight_steps(body) + len(_factors(body))
+    steps = bool(body.find(GraphOp.MAP)) + _weight_steps(body) + len(_factor(body))
     words = scores + scores * size // 4 + c.q_rows * value_width + int(scores * limit.maps * steps)
     words += scores * _dense_tables(body)
     if _dense_tables(body) and any(n["residual"] is not const(True) for n in body.find(GraphOp.MASK)):
         words += scores  # what a partial tile's mask computes lives beside the table's offsets
-    words += int(scores * (limit.reads * _index_registers(body) + limit.factors * bool(_factors(body) and body.find(GraphOp.MAP))))
+    words += int(scores * (limit.reads * _index_registers(body) + limit.factors * bool(_factor(body) and body.find(GraphOp.MAP))))
     words += c.q_rows * key_width * size // 4 if units.matrix in ("mma", "mfma") else 0
     parts = sum(width.bit_count() - 1 for width in (key_width, value_width) if width)
     addresses = limit.chunks * parts + limit.loads * bool(loads_of(body, "q")) + limit.dense * _dense_tables(body)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from attncc.ir.derivatives import derivative
 from attncc.ir.expr import Expr, Kind, Op, const, nodes, variables
-from attncc.ir.graph import GraphOp, reduction, row_class
+from attncc.ir.graph import GraphOp, reduction, row_class, weight_factor
 from attncc.ir.rows import SCORE
 from attncc.passes.footprint import element_bytes, widths
 from attncc.passes.plan import KernelPlan
@@ -116,7 +116,7 @@ def score_work(kernel: KernelPlan) -> Work:
         own = own + Work(fma=1.0)  # the sum of weights
     if any(n.get("value_scale") is not None for n in body.find(GraphOp.COMBINE)):
         own = own + Work(fma=1.0)
-    for factor in (n["factor"] for n in body.find(GraphOp.COMBINE) if n.get("factor") is not None):
+    if (factor := weight_factor(body)) is not None:
         own = own + _expression(factor) + Work(fma=1.0)
     return own + map_work(kernel) + Work(integer=convert + OVERHEAD)
 

@@ -151,7 +151,8 @@ class AttentionSpec(Part):
 
     def _depth_problems(self) -> list[str]:
         formulas = {"mask": self.predicate} | {f"scores.{i}": s.apply(SCORE, self.grid, self.heads) for i, s in enumerate(self.scores)}
-        formulas |= dict(zip(["factor"], self._factors))
+        if self.weight_factor is not None:
+            formulas["factor"] = self.weight_factor
         deep = [field for field, formula in formulas.items() if depth(formula) > DEEPEST]
         return [f"{field}: nested too deeply, its formula has more than {DEEPEST} operations inside one another" for field in deep]
 
@@ -163,7 +164,7 @@ class AttentionSpec(Part):
         found, known = [], self._normalizer_tables() | {read.value.name: read.value for read in self.scale_reads.values()}
         routed = [] if self.routing is None else [self.routing.rows(self.grid), self.routing.weigh(self.grid)]
         scored = ((f"scores.{i}", f) for i, f in enumerate(formulas))
-        others = [*(("routing", f) for f in routed), *(("factor", f) for f in self._factors)]
+        others = [*(("routing", f) for f in routed), *([] if self.weight_factor is None else [("factor", self.weight_factor)])]
         read = [(field, tables(formula)) for field, formula in [("mask", self.predicate), *scored, *others]]
         for field, found_tables in [*read, *((f"loads.{i}", each.read(self.grid, self.head_dims[0])) for i, each in enumerate(self.loads))]:
             for table in found_tables:
@@ -227,14 +228,10 @@ class AttentionSpec(Part):
             found[side] = load(table, var("b"), var("h") // (self.heads // heads), self.grid.flat(token))
         return found
 
-    @property
-    def _factors(self) -> list[Expr]:
-        return [] if self.factor is None else [factor_value(self.factor, self.grid, self.heads)]
-
     @cached_property
     def weight_factor(self) -> Expr | None:
         """What normalized weights are multiplied by; None where they stay."""
-        return next(iter(self._factors), None)
+        return None if self.factor is None else factor_value(self.factor, self.grid, self.heads)
 
     @cached_property
     def record(self) -> Normalizer:

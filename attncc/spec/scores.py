@@ -233,7 +233,7 @@ class Expression(ScoreMap):
             return [f"text: {error}"]
         unread = set(self.integers) - {t.name for t in tables(value)}
         found = [f"integers: the text reads no table {name!r}" for name in sorted(unread)]
-        return found if value.kind is Kind.FLOAT else [*found, f"text: a score must be a float, this one is {value.kind.value}"]
+        return found if value.kind is Kind.FLOAT else [*found, f"text: must be a float, this one is {value.kind.value}"]
 
     def apply(self, s: Expr, grid: Grid, heads: int) -> Expr:
         return substitute(self._read(grid), {"s": s})

@@ -131,8 +131,8 @@ COMPILER: tuple[Fault, ...] = (
     Fault(
         "work: factors for nothing",
         "attncc/simulator/work.py",
-        'if n.get("factor") is not None):',
-        "if not n):",
+        "if (factor := weight_factor(body)) is not None:",
+        "if (factor := weight_factor(body)) is not None and False:",
         ("tests/simulator/test_time_model.py::test_factors_of_weights_cost",),
     ),
     Fault(

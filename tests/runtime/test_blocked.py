@@ -194,6 +194,16 @@ def test_heads_computed_apart_keep_biases_of_their_own(monkeypatch: pytest.Monke
     torch.testing.assert_close(case.run()["output"], case.oracle()["output"], rtol=0, atol=1e-12)
 
 
+def test_rows_that_a_mask_of_rows_hides_count_no_key() -> None:
+    """The mask has one column for all; a row that it hides is without every key, not without one."""
+    case = Case("rows alone, over their keys", torch.float64)
+    plan = case.kernel().plan.kernels[0]
+    _, log = run_forward(plan, Operands(case.q, case.k, case.v, {}, (64,), (64,)))
+    seen = torch.arange(64).square() % 5 != 1
+    want = (seen.double() * 64).log().expand(case.q.shape[:3])
+    torch.testing.assert_close(log, want, rtol=0, atol=1e-12)
+
+
 def test_a_block_mask_is_made_once_for_what_tables_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tensors with the same labels share it; labels changed in place are other labels, and hurt no one who had them before."""
     made: list[Any] = []

@@ -14,10 +14,13 @@ from attncc import AttentionSpec, masks, normalizers, scores
 SIZES: dict[str, Any] = {"tokens": (40,), "heads": 3, "head_dim": 8, "dtype": "float64"}
 
 
+def tensor(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+
 def tensors(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(2, 3, 40, 8, generator=draw, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    return q, k, v
+    q, k, v = tensor(10 * seed, 3, 2, 3, 40, 8).detach().unbind()
+    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
 
 
 def kernel(**fields: Any) -> Any:
@@ -27,7 +30,7 @@ def kernel(**fields: Any) -> Any:
 def test_a_toeplitz_factor_is_that_of_urpe() -> None:
     """(A * T) v with T[i, j] = t[j - i], as its authors' code has it; rows do not add up to 1, and lse is that of A."""
     q, k, v = tensors()
-    table = torch.randn(3, 79, dtype=torch.float64, requires_grad=True)
+    table = tensor(1, 3, 79)
     out, lse = kernel(mask=masks.Causal(), factor=scores.RelativeBias(extent=(40,), table="urpe"), outputs=("output", "lse"))(
         q, k, v, urpe=table
     )
@@ -36,7 +39,7 @@ def test_a_toeplitz_factor_is_that_of_urpe() -> None:
     want = scored.softmax(-1) * table[:, near[None] - near[:, None] + 39] @ v
     torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
     torch.testing.assert_close(lse, scored.logsumexp(-1), rtol=0, atol=1e-12)
-    grad = torch.randn(out.shape, dtype=torch.float64)
+    grad = tensor(2, *out.shape).detach()
     for mine, theirs in zip(*(torch.autograd.grad(x, (q, k, v, table), grad) for x in (out, want)), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-11)
 
@@ -44,7 +47,7 @@ def test_a_toeplitz_factor_is_that_of_urpe() -> None:
 def test_a_score_map_and_a_factor_wait_apart() -> None:
     """Both read a table by offset, so that both of their gradients are added up before they are scattered."""
     q, k, v = tensors(1)
-    tables = {name: torch.randn(3, 79, dtype=torch.float64, requires_grad=True) for name in ("added", "times")}
+    tables = {name: tensor(seed, 3, 79) for seed, name in enumerate(("added", "times"), 1)}
     fields: dict[str, Any] = {name: scores.RelativeBias(extent=(40,), table=name) for name in tables}
     out = kernel(scores=(fields["added"],), factor=fields["times"])(q, k, v, **tables)
     near = torch.arange(40)
@@ -58,7 +61,7 @@ def test_a_score_map_and_a_factor_wait_apart() -> None:
 def test_a_sink_is_not_multiplied() -> None:
     """A factor of 0 leaves the value of the sink's key alone, with the weight that it has beside the others."""
     q, k, v = tensors(2)
-    given = {"k_bias": torch.randn(3, 8).double(), "v_bias": torch.randn(3, 8).double(), "share": torch.zeros(3).double()}
+    given = {"k_bias": tensor(1, 3, 8), "v_bias": tensor(2, 3, 8), "share": torch.zeros(3, dtype=torch.float64)}
     fields: dict[str, Any] = {"normalizer": normalizers.Softmax(sink="key_value"), "outputs": ("output", "lse")}
     out, lse = kernel(factor=scores.Bias(index=("h",), table="share"), **fields)(q, k, v, **given)
     sink = torch.exp((q * given["k_bias"][:, None]).sum(-1) / 8**0.5 - lse)
@@ -73,8 +76,8 @@ def test_a_factor_of_no_table_needs_none() -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a score": ({"factor": {"kind": "expression", "text": "s * 2.0"}}, r"factor\.text: reads the score s"),
-    "no float": ({"factor": {"kind": "expression", "text": "q - k"}}, r"factor\.text: a score must be a float"),
-    "no such kind": ({"factor": {"kind": "softcap", "cap": 2.0}}, "factor"),
+    "no float": ({"factor": {"kind": "expression", "text": "q - k"}}, r"factor\.text: must be a float, this one is int"),
+    "no such kind": ({"factor": {"kind": "softcap", "cap": 2.0}}, r"\nfactor\n +Input tag 'softcap'"),
     "another rank": ({"factor": {"kind": "relative_bias", "extent": [3, 3]}}, r"factor\.extent: has 2 axes, tokens have 1"),
     "a score's table": (
         {"scores": [{"kind": "bias", "table": "mine"}], "factor": {"kind": "bias", "table": "mine"}},

@@ -70,7 +70,8 @@ def attend(rules: Rules, block: Block) -> None:
             if rules.pointwise.total is not None:
                 state.add(weights.sum(-1, keepdim=True) if rules.pointwise.total == "weights" else _keys(s, piece))
         if rules.weight_factor is not None:
-            weights = weights * _factor(rules, piece)
+            assert piece.place is not None
+            weights = weights * rules.factor_at(piece.place)
         state.accumulate(weights.reshape(piece.v.shape[0], -1, s.shape[-1]), piece.v)
     if state.acc is None:
         out.zero_()
@@ -149,11 +150,6 @@ def _masked(rules: Rules, x: Tensor, piece: Piece) -> Tensor:
     x = x.clone(memory_format=torch.contiguous_format)
     _mask(rules, x, piece, 0.0)
     return x
-
-
-def _factor(rules: Rules, piece: Piece) -> Tensor:
-    assert piece.place is not None
-    return rules.factor_at(piece.place)
 
 
 def _keys(s: Tensor, piece: Piece) -> Tensor:
@@ -273,9 +269,9 @@ def _times_factor(rules: Rules, piece: Piece, weights: Tensor, grads: Tensor, su
     """Weights times their factor; what `grads` says of these becomes, in place, what it says of the weights."""
     if rules.weight_factor is None:
         return weights
-    by_pair = _factor(rules, piece)
+    assert piece.place is not None
+    by_pair = rules.factor_at(piece.place)
     if rules.weight_factor.trained:
-        assert piece.place is not None
         sums.multiplied(weights * grads, piece.place)
     grads.mul_(by_pair)
     return weights * by_pair

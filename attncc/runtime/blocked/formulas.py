@@ -15,7 +15,7 @@ from torch import Tensor
 from attncc.ir.arrays import Arrays, torch_arrays
 from attncc.ir.derivatives import derivative
 from attncc.ir.expr import Expr, Kind, Op, const, nodes, substitute, tables, variables
-from attncc.ir.graph import Graph, GraphOp, reduction
+from attncc.ir.graph import Graph, GraphOp, reduction, weight_factor
 from attncc.ir.intervals import interval, may_be_infinite
 from attncc.ir.rows import SCORE
 from attncc.ir.values import evaluate, evaluate_all
@@ -164,9 +164,9 @@ class _Chain:
         return grad
 
 
-def weight_factor(graph: Graph, operands: Operands) -> Factor | None:
+def pair_factor(graph: Graph, operands: Operands) -> Factor | None:
     """What weights are multiplied by, if anything."""
-    value = next((n.get("factor") for n in graph.find(GraphOp.COMBINE)), None)
+    value = weight_factor(graph)
     if value is None:
         return None
     places = Places.of(graph, operands)
@@ -175,10 +175,7 @@ def weight_factor(graph: Graph, operands: Operands) -> Factor | None:
         return _tensor(evaluate(value, places.env(where), places.arrays), where.q.device).to(operands.compute)
 
     def vjp(grad: Tensor, where: Where, grads: Mapping[str, Tensor]) -> None:
-        env = places.env(where)
-        for read in reads(value, frozenset(grads)):
-            slope = evaluate(_slope(value, read), env, places.arrays)
-            scatter(grads[read.value.name], evaluate_all(read.args, env, places.arrays), _product(grad, slope, _slope(value, read)))
+        _scatter_reads(value, grad, places.env(where), places.arrays, grads)
 
     trained = {t.name: operands.tables[t.name] for t in tables(value) if t.name in operands.trained}
     return Factor(at, vjp, _steady(value), trained)
@@ -199,10 +196,15 @@ def table_gradients(value: Expr, grad: Tensor, env: Env, operands: Operands) -> 
     """Gradients of the trained tables that an expression reads, from that of its value."""
     arrays = torch_arrays(operands.compute)
     sums = {t.name: grad.new_zeros(operands.tables[t.name].shape) for t in tables(value) if t.name in operands.trained}
-    for read in reads(value, frozenset(sums)):
-        slope = evaluate(_slope(value, read), env, arrays)
-        scatter(sums[read.value.name], evaluate_all(read.args, env, arrays), grad * slope)
+    _scatter_reads(value, grad, env, arrays, sums)
     return {name: x.to(operands.tables[name].dtype) for name, x in sums.items()}
+
+
+def _scatter_reads(value: Expr, grad: Tensor, env: Env, arrays: Arrays, grads: Mapping[str, Tensor]) -> None:
+    """Adds to `grads` the gradients of the tables that an expression reads, from that of its value."""
+    for read in reads(value, frozenset(grads)):
+        slope = evaluate(_slope(value, read), env, arrays)
+        scatter(grads[read.value.name], evaluate_all(read.args, env, arrays), _product(grad, slope, _slope(value, read)))
 
 
 def _product(grad: Tensor, slope: Any, formula: Expr) -> Tensor:

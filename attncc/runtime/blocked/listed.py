@@ -48,7 +48,7 @@ def tile_plans(kernel: KernelPlan, mask: BoundMask, operands: Operands) -> tuple
     if not mask.reads or host_reads(device):
         contents = tuple(map(_content, (t.name for t in mask.reads), (operands.tables[t.name] for t in mask.reads)))
         small = sum(len(data) for *_, data in contents) <= MOST_KEPT
-        make = _of_lengths if not contents else _of_contents if small else _read
+        make = _of_lengths if not contents else _of_contents if small else _planned
         return make(kernel, mask.query, mask.key, batch, heads, device, contents)
     places = Places.of(kernel.graph, operands)
     by_head = mask.varies_with("b") or mask.varies_with("h")
@@ -61,7 +61,7 @@ def _content(name: str, table: Tensor) -> tuple[str, Shape, str, bytes]:
     return name, values.shape, values.dtype.str, values.tobytes()
 
 
-def _read(
+def _planned(
     kernel: KernelPlan, query: Shape, key: Shape, batch: int, heads: int, device: torch.device, contents: Contents
 ) -> tuple[Plans, TileMask]:
     """Plans of a mask that lengths and what tables hold decide."""
@@ -73,8 +73,8 @@ def _read(
     return _ranged(found, batch, heads, device), TileMask(partial(places.allowed, mask.predicate), False)
 
 
-_of_lengths = lru_cache(maxsize=64)(_read)
-_of_contents = lru_cache(maxsize=4)(_read)  # each keeps the masks of its tiles too
+_of_lengths = lru_cache(maxsize=64)(_planned)
+_of_contents = lru_cache(maxsize=4)(_planned)  # each keeps the masks of its tiles too
 
 
 @lru_cache(maxsize=64)

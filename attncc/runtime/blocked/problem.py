@@ -11,7 +11,7 @@ from attncc.passes.plan import KernelPlan
 from attncc.passes.tiles import BoundMask, Shape, bind
 from attncc.runtime.blocked.attention import Problem
 from attncc.runtime.blocked.banded import band_plans
-from attncc.runtime.blocked.formulas import pointwise, root, score_map, weight_factor
+from attncc.runtime.blocked.formulas import pair_factor, pointwise, root, score_map
 from attncc.runtime.blocked.listed import routed_plans, tile_plans
 from attncc.runtime.blocked.routed import read_rows
 from attncc.runtime.blocked.workers import capturing
@@ -33,7 +33,7 @@ def _problem(kernel: KernelPlan, operands: Operands) -> Problem:
     graph, q, k, v = kernel.graph, operands.q, operands.k, operands.v
     heads, scale = (q.shape[1], k.shape[1], v.shape[1]), float(graph.find(GraphOp.SCORES)[0]["scale"])
     formulas = score_map(graph, operands), pointwise(graph, operands)
-    nothing = Problem(heads, (), scale, *formulas, root=root(graph, operands), weight_factor=weight_factor(graph, operands))
+    nothing = Problem(heads, (), scale, *formulas, root=root(graph, operands), weight_factor=pair_factor(graph, operands))
     if not prod(q.shape[:3]) or not prod(k.shape[:3]):
         return nothing
     mask = _bound(kernel, operands.query, operands.key)
