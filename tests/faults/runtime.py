@@ -150,13 +150,6 @@ RUNTIME: tuple[Fault, ...] = (
         (RANDOM,),
     ),
     Fault(
-        "blocked: a mask of one column counted as one key",
-        f"{BLOCKED}/tiles.py",
-        "return allowed if keys.full and every_column else",
-        "return allowed if keys.full else",
-        (f"{TESTS}::test_rows_that_a_mask_of_rows_hides_count_no_key",),
-    ),
-    Fault(
         "blocked: key tiles of every residue class taken for those of the first",
         f"{BLOCKED}/listed.py",
         "tiles[mine[0] : mine[-1]] + residue * prod(tiling.k_tiles)",
