@@ -31,6 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Draw the seed here, so that it can be printed: workers inherit it with the other options."""
+    # Hypothesis also draws numbers it reads in the modules loaded so far: the same seed would give each worker other examples.
+    pytest.MonkeyPatch().setattr("hypothesis.internal.conjecture.providers.is_local_module_file", lambda path: False, raising=False)
     chosen = config.getoption("hypothesis_seed", None) is not None
     if not chosen and os.environ.get("HYPOTHESIS_PROFILE") != "faults":
         # A change is judged on the same examples as the one before it; everyone else draws new ones every time.

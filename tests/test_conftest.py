@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
 
 from tests.conftest import Golden
+
+
+def test_a_seed_gives_the_same_examples_whatever_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn() -> list[int]:
+        found: list[int] = []
+
+        @seed(1)
+        @settings(max_examples=300, database=None)
+        @given(st.integers())
+        def run(n: int) -> None:
+            found.append(n)
+
+        run()
+        return found
+
+    before = drawn()
+    path = tmp_path / "numbers.py"
+    path.write_text(f"MANY = {[1000 * n + 17 for n in range(100)]}\n", encoding="utf-8")
+    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("numbers_", path))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "numbers_", module)
+    assert drawn() == before
 
 
 @pytest.mark.usefixtures("poisoned")

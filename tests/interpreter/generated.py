@@ -22,7 +22,7 @@ from attncc.passes.plan import KernelPlan, Plan
 from attncc.passes.tiles import bind
 from attncc.pipeline import plan
 from attncc.spec.attention import AttentionSpec
-from tests.oracle import attention, dense_in_dtype
+from tests.oracle import attention, relative, relative_of_dense
 from tests.strategies import Case, Grid
 
 Tensors = dict[str, Tensor]
@@ -155,14 +155,6 @@ class Run:
         return (*listed, rows * found.heads * by_batch, rows * by_head)
 
 
-def relative(got: Tensor, want: Tensor) -> tuple[float, float]:
-    """Relative error over all, and of the worst row; a row much smaller than its kind is measured by the kind."""
-    difference, size = (got.double() - want).norm(dim=-1), want.norm(dim=-1)
-    usual = size.square().mean().sqrt()
-    floor = max(float(usual) / 10, 1e-30)
-    return float(difference.norm() / max(float(size.norm()), 1e-30)), float((difference / size.clamp(min=floor)).max())
-
-
 def assert_equals_oracle(run: Run) -> None:
     """float32: within 1e-5 of float64, every row too. float16: at most twice the error of the dense formula in that type.
 
@@ -171,7 +163,7 @@ def assert_equals_oracle(run: Run) -> None:
     q, k, v, inputs = run.tensors
     got, want = run.outputs(), attention(run.case.concrete, q, k, v, inputs)
     overall, worst = relative(got["output"], want["output"])
-    dense, dense_worst = relative(dense_in_dtype(run.case.concrete, q, k, v, inputs)["output"], want["output"])
+    dense, dense_worst = relative_of_dense(run.case.concrete, q, k, v, inputs, want["output"])
     if run.spec.dtype == "float32":
         assert overall <= 1e-5
         assert worst <= max(1e-5, 8 * dense_worst)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.oracle.attention import attention, dense_in_dtype
+from tests.oracle.errors import relative, relative_of_dense
 from tests.oracle.inputs import random_inputs
 from tests.oracle.masks import concrete, dense_mask
 
-__all__ = ["attention", "concrete", "dense_in_dtype", "dense_mask", "random_inputs"]
+__all__ = ["attention", "concrete", "dense_in_dtype", "dense_mask", "random_inputs", "relative", "relative_of_dense"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import attncc
 from attncc import AttentionSpec, pipeline
-from tests.oracle import attention, dense_in_dtype
+from tests.oracle import attention, relative, relative_of_dense
 from tests.runtime.cases import gradients
 from tests.strategies import Case, Sizes, cases, matmul_tiles
 
@@ -61,14 +61,6 @@ class Compared:
         return {name: found[name] for name in self.kernel.spec.outputs}
 
 
-def relative(got: Tensor, want: Tensor) -> tuple[float, float]:
-    """Relative error over all, and of the worst row; a row much smaller than its kind is measured by the kind."""
-    got, want = got.detach().double(), want.detach()
-    difference, size = (got - want).norm(dim=-1), want.norm(dim=-1)
-    floor = max(float(size.square().mean().sqrt()) / 10, 1e-30)
-    return float(difference.norm() / max(float(size.norm()), 1e-30)), float((difference / size.clamp(min=floor)).max())
-
-
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks so small that these grids take several: of rows, of strips, of pieces of keys."""
@@ -95,10 +87,10 @@ def test_float64_forward_and_backward(poisoned: None, small_blocks: None, run: t
 def test_float32_forward(poisoned: None, run: tuple[Case, attncc.Kernel]) -> None:
     compared = Compared(*run, torch.float32)
     got, want = compared.got(), compared.wanted()
-    dense = dense_in_dtype(run[0].concrete, *compared.tensors, compared.all_inputs)["output"]
     overall, worst = relative(got["output"], want["output"])
+    _, dense_worst = relative_of_dense(run[0].concrete, *compared.tensors, compared.all_inputs, want["output"])
     assert overall <= 1e-5
-    assert worst <= max(1e-5, 8 * relative(dense, want["output"])[1])
+    assert worst <= max(1e-5, 8 * dense_worst)
     if "lse" in want:
         assert torch.equal(got["lse"] == -torch.inf, want["lse"] == -torch.inf)
         finite = want["lse"] != -torch.inf
