@@ -23,7 +23,7 @@ from attncc.ir.arrays import torch_arrays
 from attncc.ir.expr import Expr, Kind, Op, Table, apply, const, load, select, tables, var, variables
 from attncc.ir.text import MAX_TEXT, to_text
 from attncc.ir.values import evaluate
-from attncc.spec.attention import RESERVED
+from attncc.spec.checks import RESERVED
 from attncc.spec.masks.text import Captured, Predicate
 from attncc.spec.scores import Expression
 

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import keyword
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
-from attncc.ir.expr import Expr, Kind, Table, depth, load, tables, var
-from attncc.ir.rows import ABSENT, SCORE, Normalizer, RowClass
+from attncc.ir.expr import Expr, Kind, Table, load, var
+from attncc.ir.rows import ABSENT, Normalizer, RowClass
+from attncc.spec.checks import contradiction, spec_problems
 from attncc.spec.gates import Gate
 from attncc.spec.loads import LoadSpec
 from attncc.spec.masks import Full, Mask
 from attncc.spec.model import NO_DROPOUT, Axes, Grid, Part
 from attncc.spec.normalizers import NormalizerSpec, Softmax
-from attncc.spec.padding import padding_logit, padding_problems
+from attncc.spec.padding import padding_logit
 from attncc.spec.routing import Routing
-from attncc.spec.scores import Alibi, Factor, Scale, Score, factor_problems, factor_value
+from attncc.spec.scores import Factor, Scale, Score, factor_value
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 Positive = Annotated[int, Field(ge=1)]
-RESERVED = frozenset({
-    "b", "h", "q", "k", "v", "s", "z", "o", "g", "inf", "addend", "gate", "out", "lse", "lists", "layout", "tokens", "key_tokens", "self",
-    *(f"{name}{axis}" for name in ("q", "k", "r", "nq", "nk") for axis in ("", "0", "1", "2")),
-})  # fmt: skip
-"""What no run-time table may be called: variables of the language, and arguments of a call."""
-DEEPEST = 150
-"""Operations inside one another in a mask's formula, at most: printers and solvers walk down into it."""
 
 
 class AttentionSpec(Part):
@@ -85,7 +77,7 @@ class AttentionSpec(Part):
     def _absent(cls, value: Any) -> Any:
         for name in ("dropout", "dropout_p"):
             if isinstance(value, dict) and name in value:
-                raise PydanticCustomError("contradiction", "{text}", {"text": (text := f"{name}: {NO_DROPOUT}"), "problems": [text]})
+                raise contradiction([f"{name}: {NO_DROPOUT}"])
         return value
 
     @field_validator("normalizer", mode="before")
@@ -93,8 +85,8 @@ class AttentionSpec(Part):
     def _built(cls, value: Any) -> Any:
         absent = ABSENT.get(str(value.get("kind"))) if isinstance(value, dict) else None
         if absent is not None:
-            text = f"{value['kind']} is not built: its rows keep {absent.keeps}. Nearest supported: {absent.nearest}"
-            raise PydanticCustomError("contradiction", "{text}", {"text": f"normalizer: {text}", "problems": [f"normalizer: {text}"]})
+            found = f"normalizer: {value['kind']} is not built: its rows keep {absent.keeps}. Nearest supported: {absent.nearest}"
+            raise contradiction([found])
         return value
 
     @field_validator("tokens", "key_tokens", mode="before")
@@ -104,91 +96,9 @@ class AttentionSpec(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> AttentionSpec:
-        problems = [
-            *self._head_problems(),
-            *self._grid_problems(),
-            *self._load_problems(),
-            *self._score_problems(),
-            *self._output_problems(),
-        ]
-        problems = problems or padding_problems(self) or self._depth_problems() or self._table_problems()
-        if problems:
-            # Each apart as well, so that whoever reports them need not take the text to pieces.
-            raise PydanticCustomError("contradiction", "{text}", {"text": "; ".join(problems), "problems": problems})
+        if problems := spec_problems(self):
+            raise contradiction(problems)
         return self
-
-    def _head_problems(self) -> list[str]:
-        named = (("key_heads", self.key_heads), ("value_heads", self.value_heads))
-        found = [f"{name}: {n} does not divide heads={self.heads}" for name, n in named if n and self.heads % n]
-        return found + ([] if self.routing is None else [f"routing: {p}" for p in self.routing.problems(self.heads)])
-
-    def _grid_problems(self) -> list[str]:
-        if self.key_tokens is not None and len(self.key_tokens) != len(self.tokens):
-            return [f"key_tokens: has {len(self.key_tokens)} axes, tokens have {len(self.tokens)}"]
-        return [f"mask: {p}" for p in self.mask.problems(self.grid)]
-
-    def _load_problems(self) -> list[str]:
-        width = self.head_dims[0]
-        found = [f"loads.{i}.{p}" for i, each in enumerate(self.loads) for p in each.problems(self.grid, width)]
-        kinds = [each.kind for each in self.loads]
-        return [*found, *(f"loads.{i}: one {kind} is enough" for i, kind in enumerate(kinds) if kind in kinds[:i])]
-
-    def _score_problems(self) -> list[str]:
-        found, names = [], set()
-        for i, score in enumerate(self.scores):
-            if isinstance(score, Scale) and i:
-                found.append(f"scores.{i}: scale must stand first and once")
-            found += [f"scores.{i}.{p}" for p in score.problems(self.grid)]
-            name = "alibi_slopes" if isinstance(score, Alibi) else getattr(score, "table", None)
-            if name is not None and name in names:
-                found.append(f"scores.{i}: two scores read the table {name!r}")
-            names.add(name)
-        if self.factor is not None:
-            found += [f"factor.{p}" for p in factor_problems(self.factor, self.grid, self.heads)]
-            if (name := getattr(self.factor, "table", None)) in names and name is not None:
-                found.append(f"factor: a score reads the table {name!r} already")
-        return found
-
-    def _depth_problems(self) -> list[str]:
-        formulas = {"mask": self.predicate} | {f"scores.{i}": s.apply(SCORE, self.grid, self.heads) for i, s in enumerate(self.scores)}
-        if self.weight_factor is not None:
-            formulas["factor"] = self.weight_factor
-        deep = [field for field, formula in formulas.items() if depth(formula) > DEEPEST]
-        return [f"{field}: nested too deeply, its formula has more than {DEEPEST} operations inside one another" for field in deep]
-
-    def _table_problems(self) -> list[str]:
-        """Names of run-time inputs: no word of the language or of a call, and one tensor each."""
-        formulas = [score.apply(SCORE, self.grid, self.heads) for score in self.scores]
-        statistic = self.normalizer.record(self.grid).statistic
-        kept = None if statistic is None else statistic.name
-        found, known = [], self._normalizer_tables() | {read.value.name: read.value for read in self.scale_reads.values()}
-        routed = [] if self.routing is None else [self.routing.rows(self.grid), self.routing.weigh(self.grid)]
-        scored = ((f"scores.{i}", f) for i, f in enumerate(formulas))
-        others = [*(("routing", f) for f in routed), *([] if self.weight_factor is None else [("factor", self.weight_factor)])]
-        read = [(field, tables(formula)) for field, formula in [("mask", self.predicate), *scored, *others]]
-        for field, found_tables in [*read, *((f"loads.{i}", each.read(self.grid, self.head_dims[0])) for i, each in enumerate(self.loads))]:
-            for table in found_tables:
-                if table.name in RESERVED or keyword.iskeyword(table.name) or table.name == kept:
-                    found.append(f"{field}: no run-time input may be called {table.name!r}")
-                if known.setdefault(table.name, table) != table:
-                    found.append(f"{field}: {table.name!r} is read as two different tables")
-        return found
-
-    def _normalizer_tables(self) -> dict[str, Table]:
-        record = self.record
-        kept = record.statistic
-        values = (record.shift, record.sink, None if kept is None else kept.shift)
-        read = tables(*(value for value in values if value is not None))
-        return {table.name: table for table in read} | (self.sink_tables if record.sink_key else {})
-
-    def _output_problems(self) -> list[str]:
-        if len(set(self.token_scales)) != len(self.token_scales):
-            return ["token_scales: names an operand twice"]
-        if "output" not in self.outputs or len(set(self.outputs)) != len(self.outputs):
-            return ["outputs: must hold output, and nothing twice"]
-        if "lse" in self.outputs and not self.normalizer.record(self.grid).has_lse:
-            return [f"outputs: a {self.normalizer.kind} row has no log-sum-exp; ask for softmax or drop lse"]
-        return []
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> AttentionSpec:
         """The spec with fields replaced, validated like any other: nothing that was derived from the old fields is kept."""

@@ -68,7 +68,7 @@ STATISTICS: tuple[Fault, ...] = (
     ),
     Fault(
         "spec: a table may be called like a statistic",
-        "attncc/spec/attention.py",
+        "attncc/spec/checks.py",
         " or table.name == kept:",
         ":",
         (f"{ROWS}::test_a_statistic_is_no_input",),

@@ -60,7 +60,7 @@ SURFACE: tuple[Fault, ...] = (
     ),
     Fault(
         "specs: a depth nobody limits",
-        "attncc/spec/attention.py",
+        "attncc/spec/checks.py",
         "depth(formula) > DEEPEST",
         "depth(formula) > 10**9",
         (FORBIDDEN,),
