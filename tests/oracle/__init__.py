@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.oracle.attention import attention, dense_in_dtype
-from tests.oracle.errors import relative, relative_of_dense
+from tests.oracle.errors import errors, errors_of_dense, within_float32
 from tests.oracle.inputs import random_inputs
 from tests.oracle.masks import concrete, dense_mask
 
-__all__ = ["attention", "concrete", "dense_in_dtype", "dense_mask", "random_inputs", "relative", "relative_of_dense"]
+__all__ = ["attention", "concrete", "dense_in_dtype", "dense_mask", "errors", "errors_of_dense", "random_inputs", "within_float32"]

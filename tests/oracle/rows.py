@@ -81,7 +81,7 @@ def lssar(normalizer: Mapping[str, Any], s: Tensor, allowed: Tensor, place: Tens
     n = place.clamp(min=1).to(s) if normalizer.get("count", "position") == "position" else s.new_tensor(float(s.shape[-1]))
     offset = normalizer.get("offset", 1.0)
     x = n * first / torch.where(total == 0, 1.0, total) - offset
-    weighs = allowed & (x > offset / 4096) & (x > 0)
+    weighs = allowed & (x > offset * normalizer.get("least", 1 / 4096)) & (x > 0)
     weights = torch.where(weighs, torch.where(weighs, x, 1.0) ** normalizer["power"], 0.0)
     total = weights.sum(-1)
     lse = torch.where(total > 0, total, 1.0).log().masked_fill(total == 0, -torch.inf)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import attncc
 from attncc import AttentionSpec, pipeline
-from tests.oracle import attention, relative, relative_of_dense
+from tests.oracle import attention, errors, within_float32
 from tests.runtime.cases import gradients
 from tests.strategies import Case, Sizes, cases, matmul_tiles
 
@@ -74,9 +74,11 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_float64_forward_and_backward(poisoned: None, small_blocks: None, run: tuple[Case, attncc.Kernel]) -> None:
     compared = Compared(*run, torch.float64)
     got, want = compared.got(), compared.wanted()
+    # An LSSAR weight may be a small difference: what is rounded in its parts counts up to 4096 times.
+    tight = 1e-10 if run[0].spec["normalizer"]["kind"] == "lssar" else 1e-12
     for name, value in want.items():
         size = value.detach().nan_to_num(neginf=0.0).abs().max()  # sums of cubes cancel: what is lost is a share of the largest
-        torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12 * max(1.0, float(size)))
+        torch.testing.assert_close(got[name], value, rtol=tight, atol=tight * max(1.0, float(size)))
     ours, theirs = gradients(got, compared.leaves), gradients(want, compared.leaves)
     for name, value in theirs.items():
         assert float((ours[name] - value).norm()) <= 1e-9 * max(float(value.norm()), 1.0), name
@@ -87,11 +89,4 @@ def test_float64_forward_and_backward(poisoned: None, small_blocks: None, run: t
 def test_float32_forward(poisoned: None, run: tuple[Case, attncc.Kernel]) -> None:
     compared = Compared(*run, torch.float32)
     got, want = compared.got(), compared.wanted()
-    overall, worst = relative(got["output"], want["output"])
-    _, dense_worst = relative_of_dense(run[0].concrete, *compared.tensors, compared.all_inputs, want["output"])
-    assert overall <= 1e-5
-    assert worst <= max(1e-5, 8 * dense_worst)
-    if "lse" in want:
-        assert torch.equal(got["lse"] == -torch.inf, want["lse"] == -torch.inf)
-        finite = want["lse"] != -torch.inf
-        assert ((got["lse"] - want["lse"])[finite].abs() <= 1e-5 * want["lse"][finite].abs().clamp(min=1)).all()
+    assert within_float32(errors(got, want), run[0].concrete, *compared.tensors, compared.all_inputs)
