@@ -259,10 +259,12 @@ class LoadedRun:
         return Part(full * size, (full + columns.shape[1]) * size, ceiling)
 
     def _allowed(self, mask: TileMask, columns: Tensor, heads: range) -> Tensor:
-        """Which of the columns each row may see, kept in bits: they take a quarter of the room of their ceiling."""
+        """Which of the columns each row may see, kept in bits: they take a quarter of the room of their ceiling.
+
+        Bands ask about every key, so that even a mask of rows has all columns.
+        """
         allowed, keys = mask.allowed(self._where(columns, heads)), self.run.plan.keys
-        every_column = allowed.shape[-1] == columns.shape[1] * self.run.plan.size[1]
-        return allowed if keys.full and every_column else allowed & keys.valid[columns].flatten(1)[:, None, None, :]
+        return allowed if keys.full else allowed & keys.valid[columns].flatten(1)[:, None, None, :]
 
     def _where(self, columns: Tensor, heads: range) -> Where:
         """Heads [key heads, 1, group, 1, 1], rows [tiles, 1, queries, 1] and keys [tiles, 1, 1, columns]."""
