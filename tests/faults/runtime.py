@@ -265,8 +265,8 @@ RUNTIME: tuple[Fault, ...] = (
     Fault(
         "factors: those of one block for every other",
         f"{BLOCKED}/rules.py",
-        "return self.factors(place.shape, ",
-        "return self.factors(None, ",
+        "else kept(place.shape, ",
+        "else kept(None, ",
         (f"{ORACLE}[weights times a relative table]",),
     ),
     Fault(

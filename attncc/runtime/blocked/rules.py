@@ -270,17 +270,18 @@ class Rules:
         """What weights are multiplied by."""
         factor = self.weight_factor
         assert factor is not None
-        if place.shape is None or not factor.steady:
-            return factor.value(place.where())
-        return self.factors(place.shape, self.like.device, lambda: factor.value(place.where()))
+        return self._at(place, self.factors if factor.steady else None, lambda: factor.value(place.where()))
 
     def offset(self, place: Place) -> Tensor:
         """What an additive map adds to scores, which are in their base already."""
-        assert self.scores is not None and self.scores.offset is not None
-        add = self.scores.offset
-        if place.shape is None or not self.scores.steady:
-            return add(place.where()) * self.base
-        return self.offsets(place.shape, self.like.device, lambda: add(place.where()) * self.base)
+        scores = self.scores
+        assert scores is not None and scores.offset is not None
+        add = scores.offset
+        return self._at(place, self.offsets if scores.steady else None, lambda: add(place.where()) * self.base)
+
+    def _at(self, place: Place, kept: Kept | None, make: Callable[[], Tensor]) -> Tensor:
+        """A number of each pair, from what is kept of blocks with the same positions but for a shift."""
+        return make() if kept is None or place.shape is None else kept(place.shape, self.like.device, make)
 
     def scratch(self, slot: str, shape: tuple[int, ...]) -> Tensor:
         """This thread's reused buffer `slot`, uninitialised."""
