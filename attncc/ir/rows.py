@@ -41,7 +41,10 @@ class Absent:
 
 SPARSEMAX = Absent("the threshold of entmax", "normalizer entmax with alpha 2, which is sparsemax")
 URPE = Absent("the state of a softmax, whose weights a table multiplies", "normalizer softmax, with the table as the spec's factor")
-ROW_COMBINATION = Absent("several finished rows, which it then combines", "one spec for each branch, and their outputs combined")
+ROW_COMBINATION = Absent(
+    "several finished rows, which it then combines",
+    "one spec for each branch, with routing head_scale as its coefficient and the branch before it as its addend (examples/branches.py)",
+)
 RECURRENT = Absent("a state [head_dim, value_dim] that tokens update in turn", "normalizer positive_ratio with elu_plus_one, or relu")
 ABSENT = {
     "sparsemax": SPARSEMAX,
