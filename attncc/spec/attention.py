@@ -66,7 +66,9 @@ class AttentionSpec(Part):
         "as they are. So URPE (Luo et al., arXiv 2205.13401)",
     )
     addend: bool = Field(
-        default=False, description="adds the run-time input `addend` [B, heads, N, value_dim] before the gate, as LePE does"
+        default=False,
+        description="adds the run-time input `addend` [B, heads, N, value_dim] before the gate, as LePE does; so rows of several "
+        "normalizers add up, as in differential attention (examples/branches.py)",
     )
     gate: Gate | None = None
     routing: Routing | None = None
