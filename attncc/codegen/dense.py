@@ -214,31 +214,36 @@ class Dense:
 
     def check(self) -> list[str]:
         """`check()`: random inputs, the kernel, the dense formula, the relative error."""
+        body = self._compared() if self.checkable else [f'raise SystemExit("{self.refusal}")']
+        return ["def check():", '    """Compares the kernel with the dense formula on random inputs."""', *indented(body)]
+
+    @property
+    def checkable(self) -> bool:
+        """Whether a machine holds the dense formula's scores."""
+        return self._scores <= LARGEST_CHECK
+
+    @property
+    def refusal(self) -> str:
+        """Why there is no check."""
+        return f"the dense formula needs {self._scores * 8 / 2**30:,.0f} GiB of scores: `attncc verify SPEC.json` compares sampled rows"
+
+    @property
+    def _scores(self) -> int:
+        return 2 * self.facts.heads[0] * prod(self._sample("q")) * prod(self._sample("k"))
+
+    def _compared(self) -> list[str]:
         facts = self.facts
         tokens = {side: self._sample(side) for side in "qk"}
         counts = {side: prod(lengths) for side, lengths in tokens.items()}
-        lines = self._refusal(2 * facts.heads[0] * counts["q"] * counts["k"])
-        lines += [
+        return [
             'device = "cuda" if torch.cuda.is_available() else "cpu"',
             f"random = lambda *shape: torch.randn(*shape, device=device).to({_dtype(facts.dtype)})",
             f"q, k = random(2, {facts.heads[0]}, {counts['q']}, {facts.width}), random(2, {facts.heads[1]}, {counts['k']}, {facts.width})",
             f"v = random(2, {facts.heads[2]}, {counts['k']}, {facts.value_width})",
+            *self._inputs(counts),
+            *(f"{name} = {tokens[name[1]][int(name[2])]}" for name in facts.open_lengths()),
+            *self._compare(),
         ]
-        lines += self._inputs(counts)
-        lines += [f"{name} = {tokens[name[1]][int(name[2])]}" for name in facts.open_lengths()]
-        return [
-            "def check():",
-            '    """Compares the kernel with the dense formula on random inputs."""',
-            *indented([*lines, *self._compare()]),
-        ]
-
-    @staticmethod
-    def _refusal(scores: int) -> list[str]:
-        """Nothing, unless the dense formula has more scores than a machine holds."""
-        if scores <= LARGEST_CHECK:
-            return []
-        size = f"{scores * 8 / 2**30:,.0f} GiB of scores"
-        return [f'raise SystemExit("the dense formula needs {size}: `attncc verify SPEC.json` compares sampled rows")']
 
     def _sample(self, side: str) -> tuple[int, ...]:
         known = self.facts.body.query if side == "q" else self.facts.body.key

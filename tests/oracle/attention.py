@@ -297,7 +297,7 @@ def _chosen(routing: Spec, output: Tensor, inputs: Inputs) -> tuple[Tensor, Tens
 POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": lambda s: torch.logaddexp(s, torch.zeros_like(s)),
     "sigmoid": torch.sigmoid,
-    "elu_plus_one": lambda s: torch.nn.functional.elu(s) + 1,
+    "elu_plus_one": lambda s: torch.where(s > 0, s + 1, torch.exp(s.clamp(max=0))),  # elu is rounded to what is left beside -1
     "exp(min(s, 3.0)) + 0.25": lambda s: torch.exp(s.clamp(max=3.0)) + 0.25,
     "select(s > 1, sqrt(abs(s) + 2), abs(tanh(s)))": lambda s: torch.where(s > 1, (s.abs() + 2).sqrt(), torch.tanh(s).abs()),
     "pow(abs(s) + 1, 1.5)": lambda s: (s.abs() + 1) ** 1.5,
