@@ -310,3 +310,11 @@ def test_ends_of_bands_near_the_ends_of_32_bits(poisoned: None) -> None:
     assert far.plan.kernels[0].block_mask == "ranges"
     lse = far.outputs()["lse"][0, 0]
     assert (lse[:6] > -torch.inf).tolist() == [True, False, False, True, False, False]
+
+
+def test_a_file_too_large_to_check_says_so() -> None:
+    """What a check would take is known before anything is made: 2 elements of 2^17 by 2^17 scores."""
+    module = run({"kind": "causal"}, [1 << 17]).module
+    assert "There is no check in this file: the dense formula needs 256 GiB" in (module.__doc__ or "")
+    with pytest.raises(SystemExit, match=r"256 GiB .* `attncc verify SPEC.json`"):
+        module.check()
