@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
-from math import inf, prod
+from math import ceil, inf, log2, prod
 
 from attncc.errors import UnsupportedError
 from attncc.ir.graph import Graph, GraphOp, Node, statistic
@@ -20,7 +20,7 @@ from attncc.passes.tiles import BoundMask, Shape, Tiling, bind, class_lengths
 from attncc.targets import Target
 
 NOMINAL = {1: 4096, 2: 64, 3: 24}
-"""Length of an axis given at run time, for pricing only, by rank of the grid."""
+"""Length of an axis given at run time, for pricing only, by rank of the grid; longer where short axes leave a grid of those few tokens."""
 MASKED_TILE = 1.3
 """Price of a partial tile relative to a full one: evaluating a band mask costs about a third of a tile's work."""
 LONGEST = 1 << 16
@@ -132,7 +132,10 @@ class Pricer:
 
     def lengths(self, axes: tuple[int | None, ...]) -> Shape:
         """Lengths to price on."""
-        return tuple(NOMINAL[self.body.rank] if n is None else min(n, LONGEST) for n in axes)
+        nominal = NOMINAL[self.body.rank]
+        known = prod(min(n / nominal, 1.0) for n in axes if n is not None)
+        longer = 1 << ceil(-log2(known) / max(axes.count(None), 1))
+        return tuple(nominal * longer if n is None else min(n, LONGEST) for n in axes)
 
     def _best(self, q_rows: int, k_rows: int, q_tile: Shape | None, k_tile: Shape | None) -> tuple[float, Shape, Shape]:
         """The cheapest shapes of a size: (work, query tile, key tile); compact ones where several cost the same."""

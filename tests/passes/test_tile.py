@@ -131,3 +131,12 @@ def test_a_window_gets_square_tiles() -> None:
     rule = {"kind": "neighborhood", "window": [9, 9], "stride": [1, 1], "dilation": [1, 1], "causal": [False, False]}
     found = kernel(spec(tokens=[64, 64], mask=rule), "sm_90")
     assert max(found.q_tile) <= 4 * min(found.q_tile)
+
+
+@pytest.mark.parametrize("name", ["sm_80", "sm_90", "gfx942"])
+def test_an_open_axis_beside_a_short_one_is_taken_for_long(name: str) -> None:
+    """Frames of a few joints: a grid priced on as many frames as a picture has rows would get tiles of half the size."""
+    for tokens, long in (([None, 7], [1024, 7]), ([4, None, None], [4, 96, 96])):
+        made, known = (kernel(spec(tokens=each, mask={"kind": "full"}), name) for each in (tokens, long))
+        assert (made.q_tile, made.k_tile) == (known.q_tile, known.k_tile)
+    assert prod(kernel(spec(tokens=[None, 7], mask={"kind": "full"}), name).q_tile) == 128
