@@ -15,12 +15,14 @@ import pytest
 
 TESTS = Path(__file__).parent
 
-hypothesis.settings.register_profile("dev", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
+# No test may fail because a machine is slow.
+UNTIMED = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("dev", UNTIMED)
+hypothesis.settings.register_profile("ci", UNTIMED, print_blob=True)
 CI_SEED = "20261121"
 # For `tests.faults`: the same examples every time, and no time spent on making a failure small.
 NO_SHRINKING = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-hypothesis.settings.register_profile("faults", deadline=None, derandomize=True, database=None, phases=NO_SHRINKING)
+hypothesis.settings.register_profile("faults", UNTIMED, derandomize=True, database=None, phases=NO_SHRINKING)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
