@@ -195,7 +195,7 @@ def test_heads_computed_apart_keep_biases_of_their_own(monkeypatch: pytest.Monke
 
 
 def test_rows_that_a_mask_of_rows_hides_count_no_key() -> None:
-    """The mask has one column for all; a row that it hides is without every key, not without one."""
+    """Its formula reads no key; a row that it hides is without every key, not without one."""
     case = Case("rows alone, over their keys", torch.float64)
     plan = case.kernel().plan.kernels[0]
     _, log = run_forward(plan, Operands(case.q, case.k, case.v, {}, (64,), (64,)))
